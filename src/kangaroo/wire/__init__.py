@@ -1,0 +1,1 @@
+"""The ttrpc wire: frames and envelopes without I/O, an asyncio shell, and generated messages."""
