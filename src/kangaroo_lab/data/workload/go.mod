@@ -1,0 +1,3 @@
+module kangaroo.io/workload
+
+go 1.21
