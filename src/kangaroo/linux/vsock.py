@@ -1,0 +1,60 @@
+"""vsock: the socket family between a host and its guests (man 7 vsock, linux/vhost.h)."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import socket
+import struct
+
+CID_HOST = 2
+VHOST_VSOCK_PATH = "/dev/vhost-vsock"
+
+# _IOW(VHOST_VIRTIO = 0xAF, 0x60, __u64)
+_VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60
+_FIRST_GUEST_CID = 3
+_LAST_GUEST_CID = 0xFFFFFFFE
+_CID_ATTEMPTS = 64
+
+
+def open_guest_cid() -> tuple[int, int]:
+    """Reserve an unused context id for a new guest; return `(fd, cid)`.
+
+    The kernel holds the id for as long as the vhost-vsock descriptor is open, in this process or in a child that got
+    it. Ids are drawn at random so that a guest that dies and another that starts do not soon share one.
+
+    Raises OSError when /dev/vhost-vsock cannot be opened or every drawn id was taken.
+    """
+    fd = os.open(VHOST_VSOCK_PATH, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return fd, _claim_cid(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _claim_cid(fd: int) -> int:
+    for _ in range(_CID_ATTEMPTS):
+        cid = _FIRST_GUEST_CID + secrets.randbelow(_LAST_GUEST_CID - _FIRST_GUEST_CID)
+        try:
+            fcntl.ioctl(fd, _VHOST_VSOCK_SET_GUEST_CID, struct.pack("=Q", cid))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return cid
+    raise OSError(errno.EADDRINUSE, "no free vsock context id", VHOST_VSOCK_PATH)
+
+
+def listen(backlog: int = 64) -> socket.socket:
+    """A listening vsock socket on a port that the kernel chose; `getsockname()[1]` is the port."""
+    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,61 @@
+"""What a helper process (QEMU, virtiofsd) may be: its user, network namespace and control group.
+
+Everything is entered by small programs that exec the next, in front of the real one: Python code between fork and exec
+is not safe in a process with threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Numeric ids to drop to. All capabilities go with them."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """Each part is optional; None leaves that part as the caller's."""
+
+    cgroup: Path | None = None
+    netns: Path | None = None
+    credentials: Credentials | None = None
+
+    def wrap(self, argv: tuple[str, ...]) -> tuple[str, ...]:
+        """`argv` behind the programs that confine it; the pid stays the same through all of them. Pure."""
+        return (*self._cgroup(), *self._netns(), *self._credentials(), *argv)
+
+    def _cgroup(self) -> tuple[str, ...]:
+        if self.cgroup is None:
+            return ()
+        # Joining before exec means that no child and no page of the program is accounted elsewhere.
+        script = 'echo 0 > "$1/cgroup.procs"; shift; exec "$@"'
+        return ("/bin/sh", "-ec", script, "join-cgroup", str(self.cgroup))
+
+    def _netns(self) -> tuple[str, ...]:
+        return () if self.netns is None else ("nsenter", f"--net={self.netns}")
+
+    def _credentials(self) -> tuple[str, ...]:
+        if self.credentials is None:
+            return ()
+        ids = self.credentials
+        groups = (
+            f"--groups={','.join(str(group) for group in ids.groups)}"
+            if ids.groups
+            else "--clear-groups"
+        )
+        return (
+            "setpriv",
+            f"--reuid={ids.uid}",
+            f"--regid={ids.gid}",
+            groups,
+            "--bounding-set=-all",
+            "--inh-caps=-all",
+            "--no-new-privs",
+        )

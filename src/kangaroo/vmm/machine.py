@@ -1,0 +1,163 @@
+"""A running machine: one QEMU process and its QMP connection."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kangaroo.errors import FailedPrecondition, Unavailable
+from kangaroo.vmm.child import Child
+from kangaroo.vmm.confinement import Confinement
+from kangaroo.vmm.spec import Accelerator, MachineSpec, argv
+
+if TYPE_CHECKING:
+    from qemu.qmp import QMPClient
+
+_LOG = logging.getLogger(__name__)
+
+KVM_PATH = Path("/dev/kvm")
+
+
+@dataclass(frozen=True)
+class LaunchPaths:
+    """Where a machine's QMP socket listens and where QEMU's own messages go."""
+
+    qmp_socket: Path
+    log: Path
+
+
+class Machine:
+    """One QEMU process under QMP. Made by `launch`; ended by the guest, `quit` or `kill`."""
+
+    def __init__(self, spec: MachineSpec, child: Child, qmp: QMPClient) -> None:
+        self.spec = spec
+        self._child = child
+        self._qmp = qmp
+
+    @classmethod
+    async def launch(
+        cls,
+        spec: MachineSpec,
+        *,
+        paths: LaunchPaths,
+        confinement: Confinement,
+        timeout_s: float,
+    ) -> Machine:
+        """Start QEMU and wait until it answers QMP; the guest's processors run then unless `spec.paused`.
+
+        The caller keeps its descriptors and closes them afterwards. The QMP listener `spec.qmp_fd` must be closed by
+        the caller once QEMU has it, and is bound to `paths.qmp_socket`.
+
+        Raises FailedPrecondition (no KVM), CommandFailed (QEMU ended; carries argv, status, log), DeadlineExceeded.
+        """
+        if spec.accelerator is Accelerator.KVM:
+            require_kvm()
+        child = await Child.spawn(
+            "qemu",
+            confinement.wrap(argv(spec)),
+            log_path=paths.log,
+            descriptors=spec.descriptors,
+        )
+        try:
+            qmp = await child.until(
+                _connect_qmp(spec.name, paths.qmp_socket), what="a QMP greeting", timeout_s=timeout_s
+            )
+        except BaseException:
+            await child.stop(grace_s=0)
+            raise
+        _LOG.info("machine started name=%s pid=%d", spec.name, child.pid)
+        return cls(spec, child, qmp)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    async def wait(self) -> int:
+        """Wait until QEMU has ended; its exit status, or minus the signal that killed it."""
+        return await self._child.wait()
+
+    def failure(self) -> Exception:
+        """Why QEMU ended, once it has: argv, status and the tail of its log."""
+        return self._child.failure()
+
+    async def pause(self) -> None:
+        """Stop the guest's processors. A paused machine is left as it is."""
+        await self._execute("stop")
+
+    async def resume(self) -> None:
+        """Let the guest's processors run. A running machine is left as it is."""
+        await self._execute("cont")
+
+    async def status(self) -> str:
+        """QEMU's run state, for example `running` or `paused` (qapi/run-state.json)."""
+        answer = await self._execute("query-status")
+        if not isinstance(answer, dict) or not isinstance(answer.get("status"), str):
+            raise Unavailable(f"QEMU gave no run state: {answer!r}")
+        return str(answer["status"])
+
+    async def finish(self, *, grace_s: float) -> int:
+        """Wait for a guest that is powering itself off; kill QEMU when it is still there after `grace_s`."""
+        status = await self._child.finish(grace_s=grace_s)
+        await self._disconnect()
+        return status
+
+    async def kill(self) -> int:
+        """End QEMU now. The guest is not told; a machine that has ended is fine."""
+        status = await self._child.stop(grace_s=1)
+        await self._disconnect()
+        return status
+
+    async def _execute(self, command: str) -> object:
+        from qemu.qmp import QMPError
+
+        try:
+            return await self._qmp.execute(command)
+        except QMPError as error:
+            raise Unavailable(f"QMP {command} failed: {error}") from error
+
+    async def _disconnect(self) -> None:
+        # The monitor's end of the connection died with QEMU; the client reports that as an error.
+        with contextlib.suppress(Exception):
+            await self._qmp.disconnect()
+
+
+async def _connect_qmp(name: str, path: Path) -> QMPClient:
+    from qemu.qmp import QMPClient
+
+    client = QMPClient(name)
+    await client.connect(str(path))
+    return client
+
+
+def qmp_listener(path: Path) -> socket.socket:
+    """The listening unix socket that QEMU inherits; only its owner may connect. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.bind(str(path))
+        os.chmod(path, 0o600)
+        sock.listen(1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def require_kvm(path: Path = KVM_PATH) -> None:
+    """Raises FailedPrecondition when this node cannot run a KVM guest."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{path} cannot be opened: {error.strerror}",
+            hint="a sandboxed pod needs a node with KVM: enable virtualisation and load kvm_amd or kvm_intel",
+        ) from error
+
+
+def open_console(path: Path) -> int:
+    """A descriptor for the guest's serial console log. Raises OSError."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

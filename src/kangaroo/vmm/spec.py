@@ -1,0 +1,182 @@
+"""A machine as data, and its QEMU command line as a pure function of it.
+
+The machine is QEMU's `microvm` (docs/system/i386/microvm.rst): virtio-mmio devices only, no firmware menus, no PCI.
+Every host resource that needs privilege (tap, vhost, sockets, log files) arrives as an inherited descriptor, so that
+QEMU itself runs unprivileged and opens nothing but the guest image and /dev/kvm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+SHARED_DIRECTORY_TAG = "kangaroo"
+
+_CONSOLE_FDSET = 1
+
+
+class Accelerator(Enum):
+    """How guest instructions run. `TCG` is for tests on machines without a usable KVM."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """Kernel, initial ramdisk and read-only root of a guest. The ramdisk and root are optional for tests."""
+
+    kernel: Path
+    initrd: Path | None = None
+    rootfs: Path | None = None
+
+
+@dataclass(frozen=True)
+class VsockDevice:
+    """`vhost_fd` has the context id `cid` set already."""
+
+    cid: int
+    vhost_fd: int
+
+
+@dataclass(frozen=True)
+class NetworkDevice:
+    """A tap and, where the node has it, vhost-net. `mac` is what the guest sees."""
+
+    mac: str
+    tap_fd: int
+    vhost_fd: int | None = None
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """Everything that decides a QEMU command line. Descriptors are numbers in the process that starts QEMU.
+
+    `virtiofs_fd` is connected to virtiofsd already; `qmp_fd` listens; `console_fd` is open for appending.
+    `paused` keeps the guest's processors stopped until QMP `cont`.
+    """
+
+    name: str
+    qemu: Path
+    image: GuestImage | None
+    memory_mib: int
+    vcpus: int
+    qmp_fd: int
+    console_fd: int
+    accelerator: Accelerator = Accelerator.KVM
+    command_line: tuple[str, ...] = ()
+    virtiofs_fd: int | None = None
+    vsock: VsockDevice | None = None
+    network: NetworkDevice | None = None
+    paused: bool = False
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The descriptors that QEMU must inherit."""
+        fds = [self.qmp_fd, self.console_fd, self.virtiofs_fd]
+        if self.vsock is not None:
+            fds.append(self.vsock.vhost_fd)
+        if self.network is not None:
+            fds += [self.network.tap_fd, self.network.vhost_fd]
+        return tuple(fd for fd in fds if fd is not None)
+
+
+def argv(spec: MachineSpec) -> tuple[str, ...]:
+    """The QEMU command line of `spec`. Pure."""
+    return (
+        str(spec.qemu),
+        *_base(spec),
+        *_monitor(spec),
+        *_console(spec),
+        *_boot(spec),
+        *_virtiofs(spec),
+        *_vsock(spec),
+        *_network(spec),
+    )
+
+
+def _base(spec: MachineSpec) -> Iterator[str]:
+    kvm = spec.accelerator is Accelerator.KVM
+    yield from ("-name", _escape(spec.name))
+    yield from ("-M", f"microvm,accel={spec.accelerator.value},memory-backend=mem")
+    yield from ("-cpu", "host" if kvm else "max")
+    yield from ("-smp", str(spec.vcpus))
+    yield from ("-m", f"{spec.memory_mib}M")
+    # vhost-user and vhost map guest memory themselves, so it must be shareable.
+    yield from (
+        "-object",
+        f"memory-backend-memfd,id=mem,share=on,size={spec.memory_mib}M",
+    )
+    # microvm's virtio-mmio is legacy by default, and vhost-user-fs dies on a legacy transport.
+    yield from ("-global", "virtio-mmio.force-legacy=false")
+    yield from ("-nodefaults", "-no-user-config", "-nographic", "-no-reboot")
+    yield from (
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    )
+    yield from ("-object", "rng-builtin,id=entropy")
+    yield from ("-device", "virtio-rng-device,rng=entropy")
+    if spec.paused:
+        yield "-S"
+
+
+def _monitor(spec: MachineSpec) -> Iterator[str]:
+    yield from ("-chardev", f"socket,id=qmp,fd={spec.qmp_fd},server=on,wait=off")
+    yield from ("-mon", "chardev=qmp,mode=control")
+
+
+def _console(spec: MachineSpec) -> Iterator[str]:
+    yield from ("-add-fd", f"fd={spec.console_fd},set={_CONSOLE_FDSET}")
+    yield from ("-chardev", f"file,id=console,path=/dev/fdset/{_CONSOLE_FDSET},append=on")
+    yield from ("-serial", "chardev:console")
+
+
+def _boot(spec: MachineSpec) -> Iterator[str]:
+    if spec.image is None:
+        return
+    yield from ("-kernel", str(spec.image.kernel))
+    if spec.image.initrd is not None:
+        yield from ("-initrd", str(spec.image.initrd))
+    if spec.command_line:
+        yield from ("-append", " ".join(spec.command_line))
+    if spec.image.rootfs is not None:
+        path = _escape(str(spec.image.rootfs))
+        yield from ("-blockdev", f"driver=file,node-name=root-file,filename={path},read-only=on")
+        yield from ("-blockdev", "driver=raw,node-name=root,file=root-file,read-only=on")
+        yield from ("-device", "virtio-blk-device,drive=root")
+
+
+def _virtiofs(spec: MachineSpec) -> Iterator[str]:
+    if spec.virtiofs_fd is None:
+        return
+    yield from ("-chardev", f"socket,id=virtiofs,fd={spec.virtiofs_fd}")
+    yield from (
+        "-device",
+        f"vhost-user-fs-device,chardev=virtiofs,tag={SHARED_DIRECTORY_TAG},queue-size=1024",
+    )
+
+
+def _vsock(spec: MachineSpec) -> Iterator[str]:
+    if spec.vsock is not None:
+        vsock = spec.vsock
+        yield from (
+            "-device",
+            f"vhost-vsock-device,guest-cid={vsock.cid},vhostfd={vsock.vhost_fd}",
+        )
+
+
+def _network(spec: MachineSpec) -> Iterator[str]:
+    if spec.network is None:
+        return
+    tap = f"tap,id=net0,fd={spec.network.tap_fd}"
+    if spec.network.vhost_fd is not None:
+        tap += f",vhost=on,vhostfd={spec.network.vhost_fd}"
+    yield from ("-netdev", tap)
+    yield from ("-device", f"virtio-net-device,netdev=net0,mac={spec.network.mac}")
+
+
+def _escape(value: str) -> str:
+    """QEMU's option parser reads `,,` as one literal comma."""
+    return value.replace(",", ",,")
