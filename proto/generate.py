@@ -1,8 +1,8 @@
 """Regenerate `src/kangaroo/wire/gen/` from the .proto files beside this script.
 
-The .proto files lie in a directory tree that equals the Python package, so the generated imports are absolute and
-need no rewriting. gRPC stubs are made for the two gRPC services only; the shim speaks ttrpc and needs messages alone.
-Run with the development environment's Python: `make proto`.
+The .proto files lie in a directory tree that equals the Python package, so the generated imports
+are absolute and need no rewriting. gRPC stubs are made for the two gRPC services only; the shim
+speaks ttrpc and needs messages alone. Run with the development environment's Python: `make proto`.
 """
 
 from __future__ import annotations
