@@ -1,0 +1,249 @@
+"""Manifests of the node tests, and the namespace that they are applied to.
+
+Builders return plain dictionaries: Kubernetes takes JSON, so no template language stands between a
+test and what it asks for. `Space` is one namespace with the few verbs that tests need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kangaroo.linux import mountinfo
+
+if TYPE_CHECKING:
+    from kangaroo_lab.lab import Completed, Lab, Node
+
+Document = dict[str, Any]
+
+BUSYBOX = "registry.cn-hangzhou.aliyuncs.com/acs/busybox:v1.29.2"
+ENABLE = "storage.alibabacloud.com/enable_nas_passthrough"
+FALLBACK = "kangaroo.io/nas-passthrough-fallback"
+PASSTHROUGH: Mapping[str, str] = {ENABLE: "true"}
+TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
+DRIVER = "nasplugin.csi.alibabacloud.com"
+
+# A shell that ends at once on SIGTERM: PID 1 of a container ignores a signal that it has no
+# handler for.
+IDLE = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
+
+
+def container(
+    name: str,
+    script: str = IDLE,
+    *,
+    mounts: Mapping[str, str] | Sequence[Document] = (),
+    limits: Mapping[str, str] | None = None,
+    **rest: Any,
+) -> Document:
+    """A busybox container that runs `script`; `mounts` is {path: volume name} or whole
+    volumeMounts."""
+    if isinstance(mounts, Mapping):
+        mounts = [{"name": volume, "mountPath": path} for path, volume in mounts.items()]
+    document: Document = {
+        "name": name,
+        "image": BUSYBOX,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", script],
+        "volumeMounts": list(mounts),
+    }
+    if limits:
+        # Requests of nothing: the node has one CPU, and these pods are many.
+        document["resources"] = {"limits": dict(limits), "requests": dict.fromkeys(limits, "0")}
+    return document | rest
+
+
+def pod(
+    name: str,
+    *containers: Document,
+    runtime: str | None = "runv",
+    annotations: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    volumes: Sequence[Document] = (),
+    **spec: Any,
+) -> Document:
+    """A pod; `runtime` None is the node's default, runc."""
+    whole: Document = {
+        "terminationGracePeriodSeconds": 5,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "containers": list(containers),
+        "volumes": list(volumes),
+    }
+    if runtime is not None:
+        whole["runtimeClassName"] = runtime
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "annotations": dict(annotations or {}), **(metadata or {})},
+        "spec": whole | spec,
+    }
+
+
+def claim(name: str) -> Document:
+    """The volume of a pod that stands for the claim `name`, under the same name."""
+    return {"name": name, "persistentVolumeClaim": {"claimName": name}}
+
+
+@dataclass(frozen=True)
+class Event:
+    """One Kubernetes event, as `kubectl describe` would show it."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Space:
+    """One namespace of the lab's cluster."""
+
+    lab: Lab
+    name: str
+
+    @property
+    def node(self) -> Node:
+        return self.lab.nodes["node1"]
+
+    def kubectl(
+        self, *args: str, stdin: str | None = None, timeout_s: float = 120, check: bool = True
+    ) -> Completed:
+        return self.lab.kubectl(
+            "--namespace", self.name, *args, input=stdin, timeout_s=timeout_s, check=check
+        )
+
+    def apply(self, *documents: Document) -> None:
+        """Apply all at once. A second time is an update."""
+        whole = {"apiVersion": "v1", "kind": "List", "items": list(documents)}
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(whole))
+
+    def delete(self, *names: str, grace_s: int | None = None, wait: bool = True) -> None:
+        """Delete pods. Returns when they are gone from the API server, unless `wait` is false."""
+        grace = [] if grace_s is None else [f"--grace-period={grace_s}"]
+        self.kubectl("delete", "pod", *names, *grace, f"--wait={str(wait).lower()}", timeout_s=180)
+
+    def get(self, name: str) -> Document:
+        document: Document = json.loads(self.kubectl("get", "pod", name, "-o", "json").stdout)
+        return document
+
+    def uid(self, name: str) -> str:
+        return str(self.get(name)["metadata"]["uid"])
+
+    def status(self, name: str, container: str) -> Document:
+        """The status of one container of a pod, init containers included."""
+        status = self.get(name)["status"]
+        both = status.get("initContainerStatuses", []) + status.get("containerStatuses", [])
+        found: Document = next(each for each in both if each["name"] == container)
+        return found
+
+    def describe(self, name: str) -> str:
+        return self.kubectl("describe", "pod", name).stdout
+
+    def run(
+        self,
+        pod: str,
+        script: str,
+        *,
+        container: str | None = None,
+        timeout_s: float = 60,
+        check: bool = True,
+    ) -> Completed:
+        """`kubectl exec POD -- sh -c SCRIPT`."""
+        where = [] if container is None else ["--container", container]
+        argv = ["exec", pod, *where, "--", "sh", "-c", script]
+        return self.kubectl(*argv, timeout_s=timeout_s, check=check)
+
+    def say(self, pod: str, script: str, *, container: str | None = None) -> str:
+        """What `script` prints in the pod, without the last newline."""
+        return self.run(pod, script, container=container).stdout.rstrip("\n")
+
+    def nas(
+        self,
+        name: str,
+        *,
+        server: str | None = None,
+        path: str = "/csi",
+        vers: str | None = "3",
+        options: str | None = "noresvport,nolock",
+        mount_options: Sequence[str] = (),
+        **attributes: str,
+    ) -> list[Document]:
+        """A persistent volume on the NAS and a claim `name` bound to it. `server` None is the
+        lab's NAS."""
+        asked = {"server": self.lab.nas.address if server is None else server, "path": path}
+        if vers is not None:
+            asked["vers"] = vers
+        if options is not None:
+            asked["options"] = options
+        return bound_volume(self.name, name, asked | attributes, mount_options)
+
+    def mounts(self, uid: str) -> list[mountinfo.MountEntry]:
+        """The node's mounts that belong to the pod `uid`, by kubelet's directory of the pod."""
+        table = mountinfo.parse(self.node.exec(["cat", "/proc/self/mountinfo"]).stdout)
+        return [entry for entry in table if f"/pods/{uid}/" in entry.mount_point]
+
+    def sandbox(self, uid: str) -> str:
+        """The id of the sandbox that the pod `uid` now runs in, as containerd knows it."""
+        query = f'labels."io.kubernetes.pod.uid"=={uid},labels."io.cri-containerd.kind"==sandbox'
+        argv = ["ctr", "--namespace", "k8s.io", "containers", "list", "-q", query]
+        of_pod = set(self.node.exec(argv).stdout.split())
+        running = set(self.node.exec(["ls", TASKS]).stdout.split())
+        (found,) = of_pod & running
+        return found
+
+
+@contextmanager
+def opened(lab: Lab, name: str) -> Iterator[Space]:
+    """A new namespace, ready for pods. At the end of the block it and its volumes are deleted,
+    and that is awaited."""
+    space = Space(lab, f"{name}-{secrets.token_hex(2)}")
+    lab.kubectl("create", "namespace", space.name)
+    try:
+        space.kubectl("wait", "--for=create", "--timeout=60s", "serviceaccount/default")
+        yield space
+    finally:
+        lab.kubectl("delete", "namespace", space.name, "--timeout=240s", timeout_s=270)
+        lab.kubectl("delete", "persistentvolume", "-l", f"kangaroo-test={space.name}")
+
+
+def bound_volume(
+    namespace: str, name: str, attributes: Mapping[str, str], mount_options: Sequence[str]
+) -> list[Document]:
+    """A PersistentVolume and the claim bound to it. PV names are cluster-wide, so the namespace
+    is part of it."""
+    full = f"{namespace}-{name}"
+    size = {"storage": "1Gi"}
+    volume: Document = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": full, "labels": {"kangaroo-test": namespace}},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "capacity": size,
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "",
+            "mountOptions": list(mount_options),
+            "claimRef": {"namespace": namespace, "name": name},
+            "csi": {"driver": DRIVER, "volumeHandle": full, "volumeAttributes": dict(attributes)},
+        },
+    }
+    bound: Document = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "storageClassName": "",
+            "volumeName": full,
+            "resources": {"requests": size},
+        },
+    }
+    return [volume, bound]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,194 @@
+"""NAS volumes of sandboxed pods: mounted in the guest where the pod opted in, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.node import pods, waiting
+from tests.node.pods import PASSTHROUGH, container, pod
+
+from kangaroo.nas import placeholder
+
+if TYPE_CHECKING:
+    from kangaroo_lab.lab import Lab
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
+
+OPTIONS = "noresvport,nolock,rsize=65536,wsize=65536,timeo=700"
+NFS = ("nfs", "nfs4")
+STOP_WITH_3 = "trap 'exit 3' TERM; while :; do sleep 3600 & wait $!; done"
+
+
+def direct_pod() -> pods.Document:
+    """A pod that opted in, with every way of mounting: two containers, init, sub-directories,
+    read-only, v3 and v4."""
+    everything: list[pods.Document] = [
+        {"name": "nas", "mountPath": "/data"},
+        {"name": "nas", "mountPath": "/readonly", "readOnly": True},
+        {"name": "nas", "mountPath": "/existing", "subPath": "existing"},
+        {"name": "nas", "mountPath": "/missing", "subPath": "missing/deep"},
+        {"name": "four", "mountPath": "/four"},
+        {"name": "disk", "mountPath": "/disk"},
+    ]
+    data = {"/data": "nas"}
+    return pod(
+        "direct",
+        container("one", mounts=everything),
+        container("two", STOP_WITH_3, mounts=data),
+        initContainers=[container("prepare", "echo prepared > /data/from-init", mounts=data)],
+        annotations=PASSTHROUGH,
+        volumes=[pods.claim("nas"), pods.claim("four"), {"name": "disk", "emptyDir": {}}],
+    )
+
+
+def simple_pod(name: str, **rest: object) -> pods.Document:
+    return pod(name, container("one", mounts={"/data": "nas"}), volumes=[pods.claim("nas")], **rest)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def directory(lab: Lab) -> Path:
+    """The directory of the NAS that these tests' volumes are of, as the NAS itself sees it."""
+    where: Path = lab.nas.root / "csi" / "passthrough"
+    (where / "existing").mkdir(parents=True, exist_ok=True)
+    (where / "existing" / "file").write_text("was there\n")
+    where.chmod(0o777)
+    return where
+
+
+@pytest.fixture(scope="module")
+def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
+    with pods.opened(lab, "passthrough") as space:
+        space.apply(
+            *space.nas("nas", path="/csi/passthrough", options=OPTIONS),
+            *space.nas("four", path="/csi/passthrough", vers="4.1", options="noresvport"),
+            direct_pod(),
+            simple_pod("shared"),
+            simple_pod("plain", runtime=None),
+        )
+        waiting.ready(space, "direct", "shared", "plain", timeout_s=2 * waiting.START_S)
+        yield space
+
+
+def nfs_of(space: pods.Space, name: str) -> list[str]:
+    """The mount points on the node of NFS mounts for the pod."""
+    entries = space.mounts(space.uid(name))
+    return [entry.mount_point for entry in entries if entry.fstype in NFS]
+
+
+def mount_line(space: pods.Space, name: str, path: str, *, container: str = "one") -> list[str]:
+    """[source, mount point, fstype, options] of `path` in the pod's own mount table."""
+    table = space.say(name, "cat /proc/mounts", container=container)
+    fields = [line.split() for line in table.splitlines()]
+    found = [each[:4] for each in fields if each[1] == path]
+    assert len(found) == 1, f"{path} in {name}: {found}"
+    return found[0]
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_guest_mounts_the_nas(space: pods.Space, name: str) -> None:
+    said = space.run("direct", "mount | grep /data | grep nfs", container=name)
+    assert f"{space.lab.nas.address}:/csi/passthrough on /data type nfs" in said.stdout
+
+
+def test_node_holds_a_placeholder_and_no_nfs(space: pods.Space) -> None:
+    entries = space.mounts(space.uid("direct"))
+    volumes = [entry for entry in entries if entry.mount_point.endswith("/mount")]
+    assert len(volumes) == 2, entries
+    assert all(placeholder.is_placeholder(entry) for entry in volumes), volumes
+    assert nfs_of(space, "direct") == []
+
+
+def test_without_the_annotation_the_node_mounts_and_shares(space: pods.Space) -> None:
+    assert mount_line(space, "shared", "/data")[2] == "virtiofs"
+    assert len(nfs_of(space, "shared")) == 1
+
+
+def test_runc_pod_uses_the_nodes_mount(space: pods.Space) -> None:
+    assert mount_line(space, "plain", "/data")[2] == "nfs"
+    assert len(nfs_of(space, "plain")) == 1
+
+
+def test_data_is_seen_by_all_and_by_the_nas(space: pods.Space, directory: Path) -> None:
+    names = ("direct", "shared", "plain")
+    for name in names:
+        space.run(name, f"echo {name} > /data/by-{name} && sync", container="one")
+    for name in names:
+        assert (directory / f"by-{name}").read_text() == f"{name}\n"
+        for reader in names:
+            assert space.say(reader, f"cat /data/by-{name}", container="one") == name
+
+
+def test_init_container_wrote_to_the_nas(space: pods.Space, directory: Path) -> None:
+    assert (directory / "from-init").read_text() == "prepared\n"
+    assert space.say("direct", "cat /data/from-init", container="two") == "prepared"
+
+
+def test_options_are_in_force_in_the_guest(space: pods.Space) -> None:
+    options = mount_line(space, "direct", "/data")[3].split(",")
+    asked = {"vers=3", "nolock", "noresvport", "rsize=65536", "wsize=65536", "timeo=700", "hard"}
+    assert asked <= set(options), options
+    assert f"addr={space.lab.nas.address}" in options
+
+
+def test_version_4_is_mounted_in_the_guest(space: pods.Space) -> None:
+    source, _, fstype, options = mount_line(space, "direct", "/four")
+    assert (source, fstype) == (f"{space.lab.nas.address}:/csi/passthrough", "nfs4")
+    assert "vers=4.1" in options.split(",")
+    assert f"clientaddr={space.get('direct')['status']['podIP']}" in options.split(",")
+    assert space.say("direct", "cat /four/existing/file") == "was there"
+
+
+def test_existing_sub_path(space: pods.Space) -> None:
+    assert mount_line(space, "direct", "/existing")[2] == "nfs"
+    assert space.say("direct", "cat /existing/file", container="one") == "was there"
+
+
+def test_missing_sub_path_is_made_on_the_nas(space: pods.Space, directory: Path) -> None:
+    assert mount_line(space, "direct", "/missing")[2] == "nfs"
+    space.run("direct", "echo deep > /missing/file && sync", container="one")
+    assert (directory / "missing" / "deep" / "file").read_text() == "deep\n"
+
+
+def test_read_only_mount_refuses_writes(space: pods.Space) -> None:
+    refused = space.run("direct", "echo x > /readonly/refused", container="one", check=False)
+    assert refused.status != 0
+    assert "Read-only file system" in refused.stderr
+    assert space.say("direct", "cat /readonly/existing/file", container="one") == "was there"
+    assert space.run("direct", "echo x > /data/accepted", container="one").status == 0
+
+
+def test_restarted_container_has_its_volume_after_a_kubelet_restart(space: pods.Space) -> None:
+    space.node.exec(["systemctl", "restart", "kubelet"])
+    # A new pod with the same volume is up only after kubelet has taken stock of all pods and their
+    # mounts.
+    space.apply(simple_pod("later", runtime=None))
+    waiting.ready(space, "later")
+    assert nfs_of(space, "direct") == []
+    space.run("direct", "kill -TERM 1", container="two")
+    waiting.restarted(space, "direct", "two")
+    assert space.status("direct", "two")["lastState"]["terminated"]["exitCode"] == 3
+    assert mount_line(space, "direct", "/data", container="two")[2] == "nfs"
+    assert space.say("direct", "cat /data/from-init", container="two") == "prepared"
+    assert nfs_of(space, "direct") == []
+
+
+def test_graceful_delete_flushes_what_was_written(space: pods.Space, directory: Path) -> None:
+    script = "seq 1 1000000 > /data/unsynced; sha256sum < /data/unsynced"
+    expected = space.say("direct", script, container="one").split()[0]
+    space.delete("direct")
+    assert pods.sha256((directory / "unsynced").read_bytes()) == expected
+
+
+def test_fallback_to_virtio_fs_when_the_guest_cannot_mount(
+    space: pods.Space, guest_refusing_export: str
+) -> None:
+    volume = space.nas("refusing", path=guest_refusing_export)
+    one = container("one", mounts={"/data": "refusing"})
+    how = {**PASSTHROUGH, pods.FALLBACK: "virtiofs"}
+    space.apply(*volume, pod("fallback", one, annotations=how, volumes=[pods.claim("refusing")]))
+    waiting.ready(space, "fallback")
+    assert mount_line(space, "fallback", "/data")[2] == "virtiofs"
+    assert len(nfs_of(space, "fallback")) == 1

@@ -1,0 +1,202 @@
+"""What a sandboxed container finds around itself, and what a sandbox refuses."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.node import pods, waiting
+from tests.node.pods import IDLE, container, pod
+
+if TYPE_CHECKING:
+    from kangaroo_lab.lab import Lab
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
+
+REFUSED_S = 120
+
+VOLUMES = {
+    "/disk": "disk",
+    "/memory": "memory",
+    "/etc/secret": "secret",
+    "/etc/settings": "settings",
+    "/etc/about": "about",
+}
+
+
+def secret(value: str) -> pods.Document:
+    data = {"key": base64.b64encode(value.encode()).decode()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "secret"}, "data": data}
+
+
+def settings(value: str) -> pods.Document:
+    data = {"key": value}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": data}
+
+
+def surrounded_pod() -> pods.Document:
+    """A pod with one of everything that kubelet puts around a container."""
+    field = {"fieldRef": {"fieldPath": "status.podIP"}}
+    label = {"path": "colour", "fieldRef": {"fieldPath": "metadata.labels['colour']"}}
+    user = {"runAsUser": 1000, "runAsGroup": 1001, "readOnlyRootFilesystem": True}
+    return pod(
+        "main",
+        container(
+            "user",
+            mounts=VOLUMES,
+            env=[{"name": "POD_IP", "valueFrom": field}, {"name": "PLAIN", "value": "a b $x"}],
+            securityContext=user,
+        ),
+        container("root", f"httpd -p 8080 -h /disk; {IDLE}", mounts=VOLUMES),
+        metadata={"labels": {"colour": "red"}},
+        hostname="the-host",
+        securityContext={"fsGroup": 2000},
+        hostAliases=[{"ip": "192.0.2.7", "hostnames": ["alias.example.test"]}],
+        dnsPolicy="None",
+        dnsConfig={"nameservers": ["192.0.2.53"], "searches": ["example.test"]},
+        volumes=[
+            {"name": "disk", "emptyDir": {}},
+            {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
+            {"name": "secret", "secret": {"secretName": "secret"}},
+            {"name": "settings", "configMap": {"name": "settings"}},
+            {"name": "about", "downwardAPI": {"items": [label]}},
+        ],
+    )
+
+
+def peer_pod() -> pods.Document:
+    return pod(
+        "peer", container("web", f"echo peer > /tmp/i; httpd -p 8080 -h /tmp; {IDLE}"), runtime=None
+    )
+
+
+@pytest.fixture(scope="module")
+def space(lab: Lab) -> Iterator[pods.Space]:
+    with pods.opened(lab, "environment") as space:
+        space.apply(secret("one"), settings("one"), peer_pod(), surrounded_pod())
+        waiting.ready(space, "main", "peer")
+        yield space
+
+
+def test_environment_variables(space: pods.Space) -> None:
+    status = space.get("main")["status"]
+    said = space.say("main", 'echo "$POD_IP"; echo "$PLAIN"', container="user")
+    assert said.split("\n") == [status["podIP"], "a b $x"]
+
+
+def test_downward_api_volume(space: pods.Space) -> None:
+    assert space.say("main", "cat /etc/about/colour", container="user") == "red"
+
+
+def test_host_name_hosts_and_dns(space: pods.Space) -> None:
+    assert space.say("main", "hostname", container="user") == "the-host"
+    hosts = space.say("main", "cat /etc/hosts", container="user")
+    assert "192.0.2.7\talias.example.test" in hosts
+    assert f"{space.get('main')['status']['podIP']}\tthe-host" in hosts
+    resolver = space.say("main", "cat /etc/resolv.conf", container="user").splitlines()
+    assert "nameserver 192.0.2.53" in resolver
+    assert "search example.test" in resolver
+
+
+def test_empty_directories_are_shared_by_the_containers(space: pods.Space) -> None:
+    for directory in ("/disk", "/memory"):
+        space.run("main", f"echo from-user > {directory}/file", container="user")
+        assert space.say("main", f"cat {directory}/file", container="root") == "from-user"
+
+
+def test_user_group_and_fs_group(space: pods.Space) -> None:
+    ids = space.say("main", "id -u; id -g; id -G", container="user").split("\n")
+    assert ids[:2] == ["1000", "1001"]
+    assert set(ids[2].split()) == {"1001", "2000"}
+    assert space.say("main", "stat -c %g /disk", container="user") == "2000"
+    space.run("main", "touch /disk/mine", container="user")
+    owner = space.say("main", "stat -c %u:%g /disk/mine", container="user")
+    assert owner == "1000:2000", "the directory's set-group-id bit is kept by the share"
+
+
+def test_root_filesystem_is_read_only_where_asked(space: pods.Space) -> None:
+    refused = space.run("main", "echo x > /file", container="user", check=False)
+    assert refused.status != 0
+    assert "Read-only file system" in refused.stderr
+    assert space.run("main", "echo x > /file", container="root").status == 0
+
+
+def test_secret_and_config_map_updates_arrive(space: pods.Space) -> None:
+    read = "cat /etc/secret/key /etc/settings/key"
+    assert space.say("main", read, container="user") == "oneone"
+    space.apply(secret("two"), settings("two"))
+    # A change of the pod makes kubelet look at its volumes at once instead of within its next sync
+    # period.
+    space.kubectl("annotate", "pod", "main", "touched=1")
+    # The share has no change notification, so the container has to look again.
+    until = f'until [ "$({read})" = twotwo ]; do sleep 1; done'
+    space.run("main", until, container="user", timeout_s=180)
+
+
+def test_pod_network_reaches_a_pod_both_ways_and_the_nas(space: pods.Space) -> None:
+    address = {name: space.get(name)["status"]["podIP"] for name in ("main", "peer")}
+    space.run("main", "echo sandboxed > /disk/i", container="root")
+    fetch = "wget -qO- -T 30 http://{}:8080/i"
+    assert space.say("main", fetch.format(address["peer"]), container="root") == "peer"
+    assert space.say("peer", fetch.format(address["main"])) == "sandboxed"
+    nas = f"nc -w 10 {space.lab.nas.address} 2049 < /dev/null"
+    space.run("main", nas, container="root")
+    none = space.run(
+        "main", f"nc -w 10 {address['peer']} 2049 < /dev/null", container="root", check=False
+    )
+    assert none.status != 0, "nc succeeds where nothing listens: the check above shows nothing"
+
+
+def test_guest_takes_the_pods_interface(space: pods.Space) -> None:
+    mine = space.get("main")["status"]["podIP"]
+    inside = space.say("main", "ip -4 -o address show dev eth0; ip route", container="root")
+    assert f"inet {mine}/" in inside
+    assert "default via" in inside
+
+
+REFUSED: dict[str, tuple[pods.Document, pods.Document, str]] = {
+    "privileged": (container("main", securityContext={"privileged": True}), {}, "privileged"),
+    "host-network": (container("main"), {"hostNetwork": True}, "host ?network"),
+    "host-pid": (container("main"), {"hostPID": True}, "host ?pid"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_sandbox_cannot_do_is_refused(space: pods.Space, name: str) -> None:
+    main, spec, pattern = REFUSED[name]
+    space.apply(pod(name, main, **spec))
+    waiting.event(space, name, f"(?i){pattern}", timeout_s=REFUSED_S)
+    assert space.get(name)["status"]["phase"] == "Pending"
+    space.delete(name)
+
+
+@pytest.fixture
+def block_device(space: pods.Space) -> Iterator[str]:
+    """A block device of the node."""
+    script = (
+        "truncate -s 16M /run/kangaroo-test-disk && losetup --find --show /run/kangaroo-test-disk"
+    )
+    device = space.node.exec(["sh", "-c", script]).stdout.strip()
+    yield device
+    space.node.exec(["sh", "-c", f"losetup -d {device}; rm /run/kangaroo-test-disk"])
+
+
+def test_block_device_is_refused(space: pods.Space, block_device: str) -> None:
+    volume, bound = pods.bound_volume(space.name, "raw", {}, ())
+    here = {"key": "kubernetes.io/hostname", "operator": "In", "values": ["node1"]}
+    del volume["spec"]["csi"]
+    volume["spec"] |= {
+        "volumeMode": "Block",
+        "accessModes": ["ReadWriteOnce"],
+        "local": {"path": block_device},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
+    }
+    bound["spec"] |= {"volumeMode": "Block", "accessModes": ["ReadWriteOnce"]}
+    device = [{"name": "raw", "devicePath": "/dev/raw"}]
+    space.apply(volume, bound)
+    space.apply(pod("raw", container("main", volumeDevices=device), volumes=[pods.claim("raw")]))
+    waiting.event(space, "raw", "(?i)block device", timeout_s=REFUSED_S + waiting.START_S)
+    assert "running" not in space.status("raw", "main")["state"]
+    space.delete("raw")

@@ -1,0 +1,300 @@
+"""What a pod can do in a sandbox: containers, processes, stdio, limits.
+
+One pod serves many tests, because starting one is slow here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.node import pods, terminal, waiting
+from tests.node.pods import IDLE, container, pod
+
+if TYPE_CHECKING:
+    from kangaroo_lab.lab import Completed, Lab
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
+
+LINES = 160_000  # `seq` of it is a little more than 1 MiB
+FINALIZER = "kangaroo.io/observed"
+ANSWER_RESIZE = "trap 'stty size' WINCH; stty size; while :; do sleep 3600 & wait $!; done"
+
+
+def main_pod() -> pods.Document:
+    """A pod that stays: an init container, one that works, one that fails at first."""
+    scratch = {"/disk": "disk"}
+    return pod(
+        "main",
+        container(
+            "worker",
+            f"echo served > /tmp/index.html; httpd -p 8080 -h /tmp; {IDLE}",
+            mounts=scratch,
+            limits={"cpu": "2", "memory": "256Mi"},
+        ),
+        container(
+            "flaky",
+            f"test -e /disk/failed || {{ touch /disk/failed; exit 3; }}; {IDLE}",
+            mounts=scratch,
+        ),
+        initContainers=[container("prepare", "echo prepared > /disk/init", mounts=scratch)],
+        volumes=[{"name": "disk", "emptyDir": {}}],
+    )
+
+
+def exits_pod() -> pods.Document:
+    """A pod whose containers all end, each in its own way."""
+    return pod(
+        "exits",
+        container("zero", "for i in 1 2 3; do echo out $i; echo err $i >&2; done"),
+        container("three", "exit 3"),
+        container("big", f"seq 1 {LINES}"),
+        container("hungry", "tail /dev/zero", limits={"memory": "48Mi"}),
+        container("asks", "read line; echo got $line; exit 4", stdin=True, stdinOnce=True),
+        restartPolicy="Never",
+    )
+
+
+def stops_pod() -> pods.Document:
+    """A pod that is deleted, and held by a finalizer so that the end of its containers can be
+    read."""
+    return pod(
+        "stops",
+        container("polite", "trap 'exit 7' TERM; while :; do sleep 3600 & wait $!; done"),
+        container("stubborn", "trap '' TERM; while :; do sleep 3600; done"),
+        metadata={"finalizers": [FINALIZER]},
+    )
+
+
+@pytest.fixture(scope="module")
+def space(lab: Lab) -> Iterator[pods.Space]:
+    with pods.opened(lab, "runtime") as space, task_events(space):
+        space.apply(main_pod(), exits_pod(), stops_pod())
+        waiting.ready(space, "main", timeout_s=2 * waiting.START_S)
+        yield space
+
+
+class task_events:  # noqa: N801 - reads as the verb phrase that it is
+    """containerd's events are recorded on the node, in a unit of their own, while this is
+    entered."""
+
+    path = "/run/kangaroo-test-events"
+    unit = "kangaroo-test-events"
+
+    def __init__(self, space: pods.Space) -> None:
+        self._node = space.node
+
+    def __enter__(self) -> None:
+        script = f"exec ctr --namespace k8s.io events > {self.path}"
+        unit = ["systemd-run", "--collect", f"--unit={self.unit}", "sh", "-c", script]
+        self._node.exec(unit)
+
+    def __exit__(self, *_: object) -> None:
+        self._node.exec(["systemctl", "stop", self.unit])
+        self._node.exec(["rm", self.path])
+
+
+@pytest.fixture(scope="module")
+def answered(space: pods.Space) -> Completed:
+    """What `kubectl attach -i` said to the container that asks; afterwards the pod `exits` has
+    ended."""
+    asks = 'jsonpath={.status.containerStatuses[?(@.name=="asks")].state.running}'
+    waiting.condition(space, asks, "exits", timeout_s=waiting.START_S)
+    said = space.kubectl("attach", "-i", "exits", "-c", "asks", stdin="hello\n")
+    waiting.phase(space, "exits", "Failed")
+    return said
+
+
+@pytest.fixture(scope="module")
+def stopped(space: pods.Space) -> Iterator[float]:
+    """The pod `stops` has been deleted, gracefully; its object is still there. The seconds that
+    it took."""
+    waiting.ready(space, "stops")
+    started = time.monotonic()
+    space.delete("stops", wait=False)
+    ended = 'jsonpath={.status.containerStatuses[?(@.name=="stubborn")].state.terminated.exitCode}'
+    waiting.condition(space, ended, "stops", timeout_s=waiting.STOP_S)
+    yield time.monotonic() - started
+    free = json.dumps({"metadata": {"finalizers": None}})
+    space.kubectl("patch", "pod", "stops", "--type=merge", "--patch", free)
+
+
+def test_init_container_ran_first_in_the_same_sandbox(space: pods.Space) -> None:
+    ended = space.status("main", "prepare")["state"]["terminated"]
+    worker = space.status("main", "worker")["state"]["running"]
+    assert (ended["reason"], ended["exitCode"]) == ("Completed", 0)
+    assert ended["finishedAt"] <= worker["startedAt"]
+    assert space.say("main", "cat /disk/init", container="worker") == "prepared"
+
+
+def test_all_containers_of_a_pod_share_one_guest(space: pods.Space) -> None:
+    boot_id = "cat /proc/sys/kernel/random/boot_id"
+    ids = {space.say("main", boot_id, container=each) for each in ("worker", "flaky")}
+    assert len(ids) == 1
+    assert space.node.exec(["cat", "/proc/sys/kernel/random/boot_id"]).stdout.strip() not in ids
+
+
+def test_failed_container_is_restarted(space: pods.Space) -> None:
+    waiting.restarted(space, "main", "flaky")
+    last = space.status("main", "flaky")["lastState"]["terminated"]
+    assert (last["reason"], last["exitCode"]) == ("Error", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "code"),
+    [
+        ("zero", "Completed", 0),
+        ("three", "Error", 3),
+        ("hungry", "OOMKilled", 137),
+        ("asks", "Error", 4),
+    ],
+)
+def test_exit_is_reported(
+    space: pods.Space, answered: Completed, name: str, reason: str, code: int
+) -> None:
+    ended = space.status("exits", name)["state"]["terminated"]
+    assert (ended["reason"], ended["exitCode"]) == (reason, code)
+
+
+def test_attach_carries_stdin_and_output(answered: Completed) -> None:
+    assert "got hello" in answered.stdout
+
+
+def test_logs_hold_stdout_and_stderr_each_in_order(space: pods.Space, answered: Completed) -> None:
+    lines = space.kubectl("logs", "exits", "-c", "zero").stdout.splitlines()
+    assert [line for line in lines if "out" in line] == ["out 1", "out 2", "out 3"]
+    assert [line for line in lines if "err" in line] == ["err 1", "err 2", "err 3"]
+
+
+def test_large_output_arrives_whole(space: pods.Space, answered: Completed) -> None:
+    expected = "".join(f"{n}\n" for n in range(1, LINES + 1))
+    logs = space.kubectl("logs", "exits", "-c", "big").stdout
+    assert len(logs) == len(expected)
+    assert pods.sha256(logs.encode()) == pods.sha256(expected.encode())
+
+
+def test_termination_is_polite_then_forced(space: pods.Space, stopped: float) -> None:
+    codes = {
+        name: space.status("stops", name)["state"]["terminated"]["exitCode"]
+        for name in ("polite", "stubborn")
+    }
+    assert codes == {"polite": 7, "stubborn": 137}
+    assert stopped >= 5, "stubborn was killed before its grace period ended"
+
+
+def test_exec_keeps_streams_apart_and_returns_the_status(space: pods.Space) -> None:
+    done = space.run(
+        "main", "echo to-out; echo to-err >&2; exit 5", container="worker", check=False
+    )
+    assert done.stdout == "to-out\n"
+    assert "to-err" in done.stderr
+    assert "to-err" not in done.stdout
+    assert done.status == 5
+
+
+def test_exec_reads_stdin_to_its_end(space: pods.Space) -> None:
+    text = "".join(f"{n}\n" for n in range(1, LINES + 1))
+    argv = ["exec", "-i", "main", "-c", "worker", "--", "sha256sum"]
+    said = space.kubectl(*argv, stdin=text)
+    assert said.stdout.split()[0] == pods.sha256(text.encode())
+
+
+def test_exec_large_output_arrives_whole(space: pods.Space) -> None:
+    said = space.run("main", f"seq 1 {LINES}", container="worker").stdout
+    expected = "".join(f"{n}\n" for n in range(1, LINES + 1))
+    assert pods.sha256(said.encode()) == pods.sha256(expected.encode())
+
+
+def test_exec_with_a_terminal_follows_its_size_and_keys(space: pods.Space) -> None:
+    argv = space.lab.kubectl_argv(
+        "--namespace", space.name, "exec", "-it", "main", "-c", "worker", "--"
+    )
+    with terminal.opened([*argv, "sh", "-c", ANSWER_RESIZE], rows=24, columns=80) as window:
+        window.expect("24 80")
+        window.resize(40, 120)
+        window.expect("40 120")
+        window.type("\x03")
+        assert window.wait() == 130
+
+
+def test_terminal_shell_session(space: pods.Space) -> None:
+    argv = space.lab.kubectl_argv("--namespace", space.name, "exec", "-it", "main", "-c", "worker")
+    with terminal.opened([*argv, "--", "sh"]) as window:
+        window.type("test -t 0 && test -t 1 && echo on a $((40 + 2)) terminal\n")
+        window.expect("on a 42 terminal")
+        window.type("exit 6\n")
+        assert window.wait() == 6
+
+
+def test_copy_in_and_out(space: pods.Space, tmp_path: Path) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    there.write_bytes(bytes(range(256)) * 1024)
+    space.kubectl("cp", "-c", "worker", str(there), "main:/tmp/copied")
+    space.kubectl("cp", "-c", "worker", "main:/tmp/copied", str(back))
+    assert back.read_bytes() == there.read_bytes()
+
+
+def test_sandbox_is_sized_by_the_limits(space: pods.Space) -> None:
+    total_kib = int(
+        space.say("main", "awk '/MemTotal/{print $2}' /proc/meminfo", container="worker")
+    )
+    # The pod asks for 256 MiB; "flaky" has no limit, so the default of a sandbox may be on top of
+    # it.
+    assert 256 * 1024 < total_kib < 1024 * 1024
+    assert int(space.say("main", "nproc", container="worker")) >= 2
+    assert space.say("main", "cat /sys/fs/cgroup/memory.max", container="worker") == str(256 << 20)
+
+
+def test_overhead_of_the_runtime_class_is_on_the_pod(space: pods.Space) -> None:
+    asked = json.loads(space.lab.kubectl("get", "runtimeclass", "runv", "-o", "json").stdout)
+    assert asked["overhead"]["podFixed"]["memory"]
+    assert space.get("main")["spec"]["overhead"] == asked["overhead"]["podFixed"]
+
+
+def test_stats_are_of_the_container_in_the_guest(space: pods.Space) -> None:
+    container_id = space.status("main", "worker")["containerID"].removeprefix("containerd://")
+    argv = ["ctr", "--namespace", "k8s.io", "task", "metrics", "--format", "json", container_id]
+    metrics = json.loads(space.node.exec(argv).stdout)
+    assert metrics["cpu"]["usage_usec"] > 0
+    assert 0 < metrics["memory"]["usage"] <= 256 << 20
+    assert metrics["memory"]["usage_limit"] == 256 << 20
+    assert metrics["pids"]["current"] >= 2
+
+
+def test_port_forward_reaches_the_guest(space: pods.Space) -> None:
+    argv = space.lab.kubectl_argv("--namespace", space.name, "port-forward", "pod/main", ":8080")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as forward:
+        try:
+            assert forward.stdout is not None
+            line = forward.stdout.readline()  # Forwarding from 127.0.0.1:PORT -> 8080
+            port = line.split("->")[0].rsplit(":", 1)[1].strip()
+            url = f"http://127.0.0.1:{port}/index.html"
+            fetched = subprocess.run(
+                ["curl", "-sS", "--max-time", "60", url],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        finally:
+            forward.kill()
+    assert fetched.stdout == "served\n", fetched.stderr
+
+
+def test_events_come_in_order(space: pods.Space, answered: Completed) -> None:
+    statuses = space.get("exits")["status"]["containerStatuses"]
+    log = space.node.exec(["cat", task_events.path]).stdout.splitlines()
+    for status in statuses:
+        container_id = status["containerID"].removeprefix("containerd://")
+        lines = [line for line in log if container_id in line and " /tasks/" in line]
+        topics = [
+            next(word for word in line.split() if word.startswith("/tasks/")) for line in lines
+        ]
+        once = [topic for topic in topics if topic != "/tasks/oom"]
+        assert once[:3] == ["/tasks/create", "/tasks/start", "/tasks/exit"], status["name"]
+        assert once[3:] in ([], ["/tasks/delete"]), status["name"]
+        assert ("/tasks/oom" in topics) == (status["name"] == "hungry")

@@ -1,0 +1,122 @@
+"""Waiting for Kubernetes: through `kubectl wait` and watches, always with a deadline, never by
+sleeping.
+
+Deadlines are for an emulated node, where a sandbox takes half a minute to start; on a real one
+nothing comes near them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tests.node import pods
+
+START_S = 300
+STOP_S = 120
+
+
+def ready(space: pods.Space, *names: str, timeout_s: float = START_S) -> None:
+    """Wait until all pods are Ready."""
+    condition(space, "condition=Ready", *names, timeout_s=timeout_s)
+
+
+def phase(space: pods.Space, name: str, value: str, *, timeout_s: float = START_S) -> None:
+    """Wait until the pod's phase is `value`."""
+    condition(space, f"jsonpath={{.status.phase}}={value}", name, timeout_s=timeout_s)
+
+
+def restarted(space: pods.Space, name: str, container: str, *, timeout_s: float = START_S) -> None:
+    """Wait until `container` runs again after its first end."""
+    mine = f'.status.containerStatuses[?(@.name=="{container}")]'
+    condition(space, f"jsonpath={{{mine}.restartCount}}=1", name, timeout_s=timeout_s)
+    condition(space, f"jsonpath={{{mine}.ready}}=true", name, timeout_s=timeout_s)
+
+
+def condition(space: pods.Space, what: str, *names: str, timeout_s: float) -> None:
+    """`kubectl wait --for=WHAT`; on failure the pods' description is in the error."""
+    targets = [f"pod/{name}" for name in names]
+    done = space.kubectl(
+        "wait",
+        f"--for={what}",
+        f"--timeout={timeout_s:.0f}s",
+        *targets,
+        timeout_s=timeout_s + 30,
+        check=False,
+    )
+    if done.status != 0:
+        shown = "\n".join(space.describe(name) for name in names)
+        raise AssertionError(f"{', '.join(names)}: no {what}: {done.stderr}\n{shown}")
+
+
+def event(
+    space: pods.Space, pod: str, pattern: str, *, timeout_s: float, reason: str = ".*"
+) -> pods.Event:
+    """Wait for an event of `pod` whose message matches `pattern`, past ones included."""
+    seen = []
+    for each in _events(space, pod, timeout_s=timeout_s):
+        if re.fullmatch(reason, each.reason) and re.search(pattern, each.message):
+            return each
+        seen.append(f"{each.reason}: {each.message}")
+    shown = "\n".join(seen) or "none"
+    raise AssertionError(
+        f"{pod}: no event that matches {pattern!r} in {timeout_s} s; events:\n{shown}"
+    )
+
+
+def _events(space: pods.Space, pod: str, *, timeout_s: float) -> Iterator[pods.Event]:
+    """The events of a pod as they come. Ends at the deadline."""
+    argv = space.lab.kubectl_argv(
+        "--namespace",
+        space.name,
+        "get",
+        "events",
+        "--watch",
+        "--output=json",
+        f"--field-selector=involvedObject.kind=Pod,involvedObject.name={pod}",
+    )
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as watch:
+        assert watch.stdout is not None
+        try:
+            for document in _documents(watch.stdout.fileno(), time.monotonic() + timeout_s):
+                for item in document.get("items", [document]):
+                    yield pods.Event(item["reason"], item["message"])
+        finally:
+            watch.kill()
+
+
+def _documents(fd: int, deadline: float) -> Iterator[dict[str, Any]]:
+    """The JSON documents that arrive on `fd`, until its end or the deadline."""
+    decoder = json.JSONDecoder()
+    text = ""
+    for piece in read_until(fd, deadline):
+        text += piece.decode(errors="replace")
+        while text := text.lstrip():
+            try:
+                document, end = decoder.raw_decode(text)
+            except json.JSONDecodeError:
+                break
+            text = text[end:]
+            yield document
+
+
+def read_until(fd: int, deadline: float) -> Iterator[bytes]:
+    """What can be read from `fd` until its end or the deadline (monotonic)."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(fd, selectors.EVENT_READ)
+        while (left := deadline - time.monotonic()) > 0 and selector.select(left):
+            try:
+                piece = os.read(fd, 65536)
+            except (
+                OSError
+            ):  # a pty whose other side has closed reads as EIO, which is its end of file
+                return
+            if not piece:
+                return
+            yield piece
