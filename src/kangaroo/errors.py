@@ -95,4 +95,5 @@ class MountFailed(KangarooError):
         super().__init__(f"mount {source} with options {options!r}: {reason}", hint=hint)
         self.source = source
         self.options = options
+        self.reason = reason
         self.errno = errno

@@ -14,8 +14,8 @@ ROOT = Path("/sys/fs/cgroup")
 def resolve(cgroups_path: str) -> Path:
     """The directory below the cgroup root that an OCI `linux.cgroupsPath` names.
 
-    Two forms exist: a plain path, and systemd's `slice:prefix:name`, where a slice `a-b.slice` lies in `a.slice`
-    (man 5 systemd.slice) and the leaf is the scope `prefix-name.scope`.
+    Two forms exist: a plain path, and systemd's `slice:prefix:name`, where a slice `a-b.slice` lies
+    in `a.slice` (man 5 systemd.slice) and the leaf is the scope `prefix-name.scope`.
 
     Raises ValueError on a path that would leave the root.
     """
@@ -53,7 +53,8 @@ def kill(path: Path) -> None:
 
 
 def remove(path: Path, *, timeout_s: float) -> None:
-    """Remove the group, waiting until its last process has been reaped. A group that is gone is fine.
+    """Remove the group, waiting until its last process has been reaped. A group that is gone is
+    fine.
 
     Raises OSError (EBUSY) when processes remain after `timeout_s`.
     """

@@ -27,10 +27,11 @@ def enter(path: str) -> None:
 
 
 def run_in(path: str, function: Callable[[], Result]) -> Result:
-    """Call `function` in a fresh thread inside the namespace at `path`; return or raise what it does.
+    """Call `function` in a fresh thread inside the namespace at `path`; return or raise what it
+    does.
 
-    Namespaces belong to threads: the thread ends afterwards and is never reused, so no other code runs there. Sockets
-    and tun descriptors that `function` opens stay in that namespace.
+    Namespaces belong to threads: the thread ends afterwards and is never reused, so no other code
+    runs there. Sockets and tun descriptors that `function` opens stay in that namespace.
     """
     outcome: list[Result] = []
     failure: list[BaseException] = []

@@ -16,10 +16,11 @@ _IFNAMSIZ = 16
 
 
 def create(name: str) -> int:
-    """Create the TAP device `name` in the calling thread's network namespace; return its descriptor.
+    """Create the TAP device `name` in the calling thread's network namespace; return its
+    descriptor.
 
-    The device goes when its last descriptor is closed, so nothing has to remove it. It carries the virtio-net header
-    that vhost-net and QEMU's offloads need. Raises OSError.
+    The device goes when its last descriptor is closed, so nothing has to remove it. It carries the
+    virtio-net header that vhost-net and QEMU's offloads need. Raises OSError.
     """
     encoded = name.encode("ascii")
     if not 0 < len(encoded) < _IFNAMSIZ:

@@ -22,8 +22,9 @@ _CID_ATTEMPTS = 64
 def open_guest_cid() -> tuple[int, int]:
     """Reserve an unused context id for a new guest; return `(fd, cid)`.
 
-    The kernel holds the id for as long as the vhost-vsock descriptor is open, in this process or in a child that got
-    it. Ids are drawn at random so that a guest that dies and another that starts do not soon share one.
+    The kernel holds the id for as long as the vhost-vsock descriptor is open, in this process or in
+    a child that got it. Ids are drawn at random so that a guest that dies and another that starts
+    do not soon share one.
 
     Raises OSError when /dev/vhost-vsock cannot be opened or every drawn id was taken.
     """

@@ -21,7 +21,9 @@ _INGRESS = 0xFFFF0000
 
 @dataclass
 class PodNetwork:
-    """A tap joined to the pod's interface. Closing it removes the tap and with it every redirection to it."""
+    """A tap joined to the pod's interface. Closing it removes the tap and with it every redirection
+    to it.
+    """
 
     plan: NetworkPlan
     tap_fd: int
@@ -44,10 +46,11 @@ def inspect(netns_path: str) -> NamespaceState:
 
 
 def connect(netns_path: str) -> PodNetwork | None:
-    """Observe the namespace, plan, make the tap and join it; None when there is only loopback. Blocking.
+    """Observe the namespace, plan, make the tap and join it; None when there is only loopback.
+    Blocking.
 
-    A repeat after a failure starts afresh: a tap that nobody holds is gone, and filters are replaced.
-    Raises OSError, and what `plan` raises; no tap is left then.
+    A repeat after a failure starts afresh: a tap that nobody holds is gone, and filters are
+    replaced. Raises OSError, and what `plan` raises; no tap is left then.
     """
     return netns.run_in(netns_path, _connect_here)
 
@@ -77,7 +80,8 @@ def _perform(ipr: IPRoute, operation: Operation) -> None:
 
 
 def _redirect(ipr: IPRoute, source: int, target: int) -> None:
-    # Dropping the old ingress qdisc drops its filters: a half-made pair of an earlier try does not linger.
+    # Dropping the old ingress qdisc drops its filters: a half-made pair of an earlier try does not
+    # linger.
     if any(q["parent"] == _INGRESS + 0xFFF1 for q in ipr.get_qdiscs(index=source)):
         ipr.tc("del", "ingress", source, 0xFFFF0000)
     ipr.tc("add", "ingress", source, 0xFFFF0000)
@@ -90,9 +94,7 @@ def _redirect(ipr: IPRoute, source: int, target: int) -> None:
         prio=1,
         target=0x10000,
         keys=["0x0/0x0+0"],
-        action=[
-            {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": target}
-        ],
+        action=[{"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": target}],
     )
 
 

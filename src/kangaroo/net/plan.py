@@ -1,9 +1,11 @@
-"""Plan how a pod's interface becomes the guest's. Pure: data in, operations and the guest's configuration out.
+"""Plan how a pod's interface becomes the guest's. Pure: data in, operations and the guest's
+configuration out.
 
-CNI left one interface with addresses in the pod's namespace. A tap is put beside it and every frame that arrives at
-one is redirected to the other with tc (man 8 tc-mirred), so the guest can take over the interface's MAC and addresses
-and the rest of the node sees no difference. The interface keeps its addresses: they do no harm there, because no frame
-reaches its protocol stack, and CNI's own checks still find them.
+CNI left one interface with addresses in the pod's namespace. A tap is put beside it and every frame
+that arrives at one is redirected to the other with tc (man 8 tc-mirred), so the guest can take over
+the interface's MAC and addresses and the rest of the node sees no difference. The interface keeps
+its addresses: they do no harm there, because no frame reaches its protocol stack, and CNI's own
+checks still find them.
 """
 
 from __future__ import annotations
@@ -100,8 +102,8 @@ class NetworkPlan:
 def plan(state: NamespaceState) -> NetworkPlan | None:
     """The plan for a pod's namespace, or None when it has no interface but loopback.
 
-    Raises Unsupported when there is more than one interface with addresses, FailedPrecondition when the one there is
-    has none or is down.
+    Raises Unsupported when there is more than one interface with addresses, FailedPrecondition when
+    the one there is has none or is down.
     """
     candidates = [link for link in state.links if not link.loopback and link.name != TAP_NAME]
     addressed = [link for link in candidates if _addresses(link, state)]
@@ -147,7 +149,9 @@ def _guest(link: Link, state: NamespaceState) -> GuestNetwork:
 
 
 def _addresses(link: Link, state: NamespaceState) -> list[Address]:
-    """The link's addresses; the IPv6 link-local one is left out, for the guest's kernel makes its own."""
+    """The link's addresses; the IPv6 link-local one is left out, for the guest's kernel makes its
+    own.
+    """
     return [
         address
         for address in state.addresses

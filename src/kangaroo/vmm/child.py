@@ -70,8 +70,8 @@ class Child:
     async def until(self, ready: Awaitable[Result], *, what: str, timeout_s: float) -> Result:
         """Wait for `ready` while the child lives.
 
-        Raises CommandFailed with the log's tail when the child ends first, DeadlineExceeded past `timeout_s`, and what
-        `ready` raises.
+        Raises CommandFailed with the log's tail when the child ends first, DeadlineExceeded past
+        `timeout_s`, and what `ready` raises.
         """
         readiness = asyncio.ensure_future(ready)
         exit_ = asyncio.ensure_future(self.wait())
@@ -110,7 +110,9 @@ class Child:
             return f"no log: {error}"
 
     async def stop(self, *, grace_s: float) -> int:
-        """SIGTERM, and SIGKILL after `grace_s`. Returns the exit status; a child that has ended is fine."""
+        """SIGTERM, and SIGKILL after `grace_s`. Returns the exit status; a child that has ended is
+        fine.
+        """
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()

@@ -1,7 +1,7 @@
 """What a helper process (QEMU, virtiofsd) may be: its user, network namespace and control group.
 
-Everything is entered by small programs that exec the next, in front of the real one: Python code between fork and exec
-is not safe in a process with threads.
+Everything is entered by small programs that exec the next, in front of the real one: Python code
+between fork and exec is not safe in a process with threads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class Confinement:
     credentials: Credentials | None = None
 
     def wrap(self, argv: tuple[str, ...]) -> tuple[str, ...]:
-        """`argv` behind the programs that confine it; the pid stays the same through all of them. Pure."""
+        """`argv` behind the programs that confine it; the pid stays the same through all of them.
+        Pure.
+        """
         return (*self._cgroup(), *self._netns(), *self._credentials(), *argv)
 
     def _cgroup(self) -> tuple[str, ...]:

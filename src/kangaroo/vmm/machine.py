@@ -48,12 +48,14 @@ class Machine:
         confinement: Confinement,
         timeout_s: float,
     ) -> Machine:
-        """Start QEMU and wait until it answers QMP; the guest's processors run then unless `spec.paused`.
+        """Start QEMU and wait until it answers QMP; the guest's processors run then unless
+        `spec.paused`.
 
-        The caller keeps its descriptors and closes them afterwards. The QMP listener `spec.qmp_fd` must be closed by
-        the caller once QEMU has it, and is bound to `paths.qmp_socket`.
+        The caller keeps its descriptors and closes them afterwards. The QMP listener `spec.qmp_fd`
+        must be closed by the caller once QEMU has it, and is bound to `paths.qmp_socket`.
 
-        Raises FailedPrecondition (no KVM), CommandFailed (QEMU ended; carries argv, status, log), DeadlineExceeded.
+        Raises FailedPrecondition (no KVM), CommandFailed (QEMU ended; carries argv, status, log),
+        DeadlineExceeded.
         """
         if spec.accelerator is Accelerator.KVM:
             require_kvm()
@@ -65,7 +67,9 @@ class Machine:
         )
         try:
             qmp = await child.until(
-                _connect_qmp(spec.name, paths.qmp_socket), what="a QMP greeting", timeout_s=timeout_s
+                _connect_qmp(spec.name, paths.qmp_socket),
+                what="a QMP greeting",
+                timeout_s=timeout_s,
             )
         except BaseException:
             await child.stop(grace_s=0)
@@ -76,6 +80,11 @@ class Machine:
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the QEMU process is still there."""
+        return self._child.status is None
 
     async def wait(self) -> int:
         """Wait until QEMU has ended; its exit status, or minus the signal that killed it."""
@@ -101,7 +110,9 @@ class Machine:
         return str(answer["status"])
 
     async def finish(self, *, grace_s: float) -> int:
-        """Wait for a guest that is powering itself off; kill QEMU when it is still there after `grace_s`."""
+        """Wait for a guest that is powering itself off; kill QEMU when it is still there after
+        `grace_s`.
+        """
         status = await self._child.finish(grace_s=grace_s)
         await self._disconnect()
         return status

@@ -1,8 +1,9 @@
 """A machine as data, and its QEMU command line as a pure function of it.
 
-The machine is QEMU's `microvm` (docs/system/i386/microvm.rst): virtio-mmio devices only, no firmware menus, no PCI.
-Every host resource that needs privilege (tap, vhost, sockets, log files) arrives as an inherited descriptor, so that
-QEMU itself runs unprivileged and opens nothing but the guest image and /dev/kvm.
+The machine is QEMU's `microvm` (docs/system/i386/microvm.rst): virtio-mmio devices only, no
+firmware menus, no PCI. Every host resource that needs privilege (tap, vhost, sockets, log files)
+arrives as an inherited descriptor, so that QEMU itself runs unprivileged and opens nothing but the
+guest image and /dev/kvm.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class Accelerator(Enum):
 
 @dataclass(frozen=True)
 class GuestImage:
-    """Kernel, initial ramdisk and read-only root of a guest. The ramdisk and root are optional for tests."""
+    """Kernel, initial ramdisk and read-only root of a guest. The ramdisk and root are optional for
+    tests.
+    """
 
     kernel: Path
     initrd: Path | None = None
@@ -52,10 +55,11 @@ class NetworkDevice:
 
 @dataclass(frozen=True)
 class MachineSpec:
-    """Everything that decides a QEMU command line. Descriptors are numbers in the process that starts QEMU.
+    """Everything that decides a QEMU command line. Descriptors are numbers in the process that
+    starts QEMU.
 
-    `virtiofs_fd` is connected to virtiofsd already; `qmp_fd` listens; `console_fd` is open for appending.
-    `paused` keeps the guest's processors stopped until QMP `cont`.
+    `virtiofs_fd` is connected to virtiofsd already; `qmp_fd` listens; `console_fd` is open for
+    appending. `paused` keeps the guest's processors stopped until QMP `cont`.
     """
 
     name: str

@@ -1,0 +1,229 @@
+"""Everything of a sandbox that lives on the node: state directory, control group, tap, shared
+directory, virtiofsd, vsock, QEMU. Acquired in order by `start`, released in reverse by `release`,
+whatever was acquired.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kangaroo.errors import FailedPrecondition, InvalidRequest
+from kangaroo.linux import cgroup, vsock
+from kangaroo.runtime import state as state_file
+from kangaroo.runtime import virtiofsd
+from kangaroo.runtime.config import RuntimeConfig
+from kangaroo.runtime.sandbox_paths import SandboxPaths
+from kangaroo.runtime.recovery import remove_directory
+from kangaroo.runtime.shared_dir import SharedDirectory
+from kangaroo.runtime.sizing import MachineSize
+from kangaroo.runtime.state import ProcessIdentity, SandboxState
+from kangaroo.runtime.streams import StreamHub
+from kangaroo.vmm.child import Child
+from kangaroo.vmm.confinement import Confinement
+from kangaroo.vmm.machine import LaunchPaths, Machine, open_console, qmp_listener
+from kangaroo.vmm.spec import GuestImage, MachineSpec, NetworkDevice, VsockDevice
+from kangaroo.wire.agent_protocol import DEBUG_KEY, PORT_KEY
+
+if TYPE_CHECKING:
+    from kangaroo.net.apply import PodNetwork
+
+_LOG = logging.getLogger(__name__)
+
+_VHOST_NET_PATH = "/dev/vhost-net"
+_CGROUP_TIMEOUT_S = 5.0
+_VIRTIOFSD_GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where on the node the sandbox runs, and how large."""
+
+    sandbox_id: str
+    size: MachineSize
+    netns: str | None
+    cgroups_path: str | None
+    pod_uid: str | None
+    kernel_parameters: tuple[str, ...] = ()
+
+
+class HostSide:
+    """The node's side of one sandbox."""
+
+    def __init__(self, placement: Placement, config: RuntimeConfig) -> None:
+        self.placement = placement
+        self.config = config
+        self.paths = SandboxPaths(config.state_root / placement.sandbox_id)
+        self.shared = SharedDirectory(self.paths.shared)
+        self.state = SandboxState(placement.sandbox_id, pod_uid=placement.pod_uid)
+        self.network: PodNetwork | None = None
+        self.hub: StreamHub | None = None
+        self.machine: Machine | None = None
+        self._virtiofsd: Child | None = None
+        self._cgroup: Path | None = None
+
+    def save(self, state: SandboxState) -> None:
+        """Replace the state, in memory and on disk. Raises OSError."""
+        state_file.save(self.paths.state_dir, state)
+        self.state = state
+
+    async def start(self) -> None:
+        """Acquire everything; QEMU runs afterwards. On error the caller calls `release`.
+
+        Raises FailedPrecondition, CommandFailed, DeadlineExceeded, OSError.
+        """
+        self.paths.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._cgroup = self._make_cgroup()
+        self.save(dataclasses.replace(self.state, cgroup=str(self._cgroup)))
+        network = asyncio.create_task(self._connect_network())
+        try:
+            self.shared.prepare()
+            async with self._descriptors() as descriptors:
+                virtiofs = await self._start_virtiofsd(descriptors)
+                vsock_device = self._listen_vsock(descriptors)
+                await network
+                await self._launch(descriptors, virtiofs, vsock_device)
+        finally:
+            # Also on an error elsewhere: a tap that the thread is about to make must be known to
+            # `release`.
+            await asyncio.wait({network})
+
+    async def release(self) -> None:
+        """Kill what runs and take everything away. Idempotent; carries on past errors and logs
+        them.
+        """
+        if self.machine is not None:
+            await self.machine.kill()
+        if self.hub is not None:
+            await self.hub.aclose()
+        if self._virtiofsd is not None:
+            await self._virtiofsd.finish(grace_s=_VIRTIOFSD_GRACE_S)
+        if self.network is not None:
+            self.network.close()
+        if self._cgroup is not None:
+            await asyncio.to_thread(self._remove_cgroup, self._cgroup)
+        await asyncio.to_thread(self.shared.destroy)
+        await asyncio.to_thread(remove_directory, self.paths.state_dir)
+
+    async def _connect_network(self) -> None:
+        if self.placement.netns is None:
+            return
+        # Netlink is the most expensive import of the runtime, and only this thread waits for it.
+        netns = self.placement.netns
+
+        def connect() -> PodNetwork | None:
+            from kangaroo.net import apply
+
+            return apply.connect(netns)
+
+        self.network = await asyncio.to_thread(connect)
+
+    def _make_cgroup(self) -> Path:
+        path = self.placement.cgroups_path or f"/kangaroo/{self.placement.sandbox_id}"
+        try:
+            directory = cgroup.resolve(path)
+        except ValueError as error:
+            raise InvalidRequest("linux.cgroupsPath", str(error)) from error
+        cgroup.create(directory)
+        return directory
+
+    def _remove_cgroup(self, path: Path) -> None:
+        try:
+            cgroup.kill(path)
+            cgroup.remove(path, timeout_s=_CGROUP_TIMEOUT_S)
+        except OSError as error:
+            _LOG.warning("cgroup stays path=%s error=%s", path, error)
+
+    @contextlib.asynccontextmanager
+    async def _descriptors(self) -> AsyncIterator[contextlib.ExitStack]:
+        """Descriptors that QEMU inherits; our copies are closed once it has them."""
+        with contextlib.ExitStack() as stack:
+            yield stack
+
+    async def _start_virtiofsd(self, stack: contextlib.ExitStack) -> socket.socket:
+        self._virtiofsd, connection = await virtiofsd.start(
+            self.config.virtiofsd,
+            shared=self.paths.shared,
+            socket_path=self.paths.virtiofsd_socket,
+            log=self.paths.virtiofsd_log,
+            confinement=Confinement(cgroup=self._cgroup),
+        )
+        stack.enter_context(connection)
+        identity = ProcessIdentity.of(self._virtiofsd.pid)
+        self.save(dataclasses.replace(self.state, virtiofsd=identity))
+        return connection
+
+    def _listen_vsock(self, stack: contextlib.ExitStack) -> VsockDevice:
+        try:
+            fd, cid = vsock.open_guest_cid()
+            stack.callback(os.close, fd)
+            listener = vsock.listen()
+        except OSError as error:
+            raise FailedPrecondition(
+                f"vsock is not usable on this node: {error}",
+                hint="load the kernel module vhost_vsock",
+            ) from error
+        self.hub = StreamHub(listener, is_guest=lambda peer: peer[0] == cid)
+        self._port = listener.getsockname()[1]
+        return VsockDevice(cid=cid, vhost_fd=fd)
+
+    async def _launch(
+        self, stack: contextlib.ExitStack, virtiofs: socket.socket, vsock_device: VsockDevice
+    ) -> None:
+        console = open_console(self.paths.console_log)
+        stack.callback(os.close, console)
+        listener = stack.enter_context(qmp_listener(self.paths.qmp_socket))
+        spec = MachineSpec(
+            name=f"kangaroo-{self.placement.sandbox_id}",
+            qemu=self.config.qemu,
+            accelerator=self.config.accelerator,
+            image=GuestImage(self.config.kernel, self.config.initrd, self.config.rootfs),
+            memory_mib=self.placement.size.memory_mib,
+            vcpus=self.placement.size.vcpus,
+            qmp_fd=listener.fileno(),
+            console_fd=console,
+            command_line=self._command_line(),
+            virtiofs_fd=virtiofs.fileno(),
+            vsock=vsock_device,
+            network=self._network_device(stack),
+        )
+        self.machine = await Machine.launch(
+            spec,
+            paths=LaunchPaths(self.paths.qmp_socket, self.paths.qemu_log),
+            confinement=self._confinement(),
+            timeout_s=self.config.boot_timeout_s,
+        )
+        identity = ProcessIdentity.of(self.machine.pid)
+        self.save(dataclasses.replace(self.state, qemu=identity))
+
+    def _command_line(self) -> tuple[str, ...]:
+        debug = (f"{DEBUG_KEY}=1",) if self.config.guest_debug else ("quiet",)
+        root = ("console=ttyS0", "root=/dev/vda", "ro", "rootfstype=erofs", "panic=-1")
+        return (*root, *debug, f"{PORT_KEY}={self._port}", *self.placement.kernel_parameters)
+
+    def _network_device(self, stack: contextlib.ExitStack) -> NetworkDevice | None:
+        if self.network is None:
+            return None
+        vhost_fd = None
+        # Without vhost-net QEMU moves the packets itself: slower, not different.
+        with contextlib.suppress(OSError):
+            vhost_fd = os.open(_VHOST_NET_PATH, os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, vhost_fd)
+        mac = self.network.plan.guest.interfaces[0].mac
+        return NetworkDevice(mac=mac, tap_fd=self.network.tap_fd, vhost_fd=vhost_fd)
+
+    def _confinement(self) -> Confinement:
+        netns = self.placement.netns
+        return Confinement(
+            cgroup=self._cgroup,
+            netns=Path(netns) if netns is not None else None,
+            credentials=self.config.credentials(),
+        )

@@ -1,0 +1,198 @@
+"""Rewrite a container's OCI specification for the guest. Pure.
+
+The node's view goes out (namespaces with paths, the node's cgroup path, hooks, security labels of a
+kernel that is not the guest's, CPU numbers of the node), the guest's comes in (root and bind
+sources below the shared directory). What isolates the container *inside* the guest stays: users,
+capabilities, seccomp, masked paths, rlimits, memory and CPU limits.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kangaroo.errors import InvalidRequest
+from kangaroo.wire.agent_protocol import SHARED_DIRECTORY
+
+Spec = Mapping[str, Any]
+
+_BIND_OPTIONS = {"bind", "rbind"}
+_SYSCTL_NAME = re.compile(r"[a-z0-9_]+([./-][a-z0-9_]+)+")
+_SYSCTL_VALUE = re.compile(r"[A-Za-z0-9_.,:/ \t-]{1,256}")
+
+# The pod shares these with the guest, which is the pod's own; a network or IPC namespace per
+# container would part its containers from each other.
+_GUEST_NAMESPACES = ("pid", "mount", "cgroup")
+_KEPT_RESOURCES = ("cpu", "devices", "memory", "pids", "unified")
+_KEPT_CPU = ("shares", "quota", "period", "burst", "idle")
+_KEPT_MEMORY = ("limit", "reservation")
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A bind mount of the specification: its place in `mounts`, and what the node and the container
+    see.
+    """
+
+    index: int
+    source: str
+    destination: str
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class SharedBind:
+    """The bind travels by virtio-fs, as the container's mount number `number`."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class NasBind:
+    """The bind is a directory of a NAS volume that the guest has mounted."""
+
+    volume_id: str
+    subpath: str
+    create: bool
+
+
+Placement = SharedBind | NasBind
+
+
+def binds(spec: Spec, sandbox_id: str) -> tuple[Bind, ...]:
+    """The bind mounts whose source is on the node. The pod's own /dev/shm is not one: it lives in
+    the guest.
+
+    Raises InvalidRequest on a source or destination that is not absolute.
+    """
+    found = []
+    for index, mount in enumerate(spec.get("mounts") or ()):
+        if not _is_bind(mount) or _is_pod_shm(mount, sandbox_id):
+            continue
+        source, destination = str(mount.get("source", "")), str(mount.get("destination", ""))
+        for name, path in (("source", source), ("destination", destination)):
+            if not path.startswith("/"):
+                raise InvalidRequest(f"mounts[{index}].{name}", f"{path!r} is not an absolute path")
+        read_only = "ro" in (mount.get("options") or ())
+        found.append(Bind(index, source, destination, read_only))
+    return tuple(found)
+
+
+def guest_spec(
+    spec: Spec, *, container_id: str, sandbox_id: str, placements: Mapping[int, Placement]
+) -> dict[str, Any]:
+    """The specification for the agent. `placements` has one entry for each of `binds(spec)`, by
+    index.
+    """
+    process = {
+        key: copy.deepcopy(value)
+        for key, value in spec["process"].items()
+        if key not in ("apparmorProfile", "selinuxLabel")
+    }
+    root = spec.get("root") or {}
+    return {
+        "ociVersion": spec.get("ociVersion", "1.0.2"),
+        "process": process,
+        "root": {
+            "path": f"{SHARED_DIRECTORY}/{container_id}/rootfs",
+            "readonly": bool(root.get("readonly", False)),
+        },
+        "mounts": [
+            _mount(mount, container_id, sandbox_id, placements.get(index))
+            for index, mount in enumerate(spec.get("mounts") or ())
+        ],
+        "linux": _linux(spec.get("linux") or {}, container_id),
+    }
+
+
+def guest_process(process: Mapping[str, Any]) -> dict[str, Any]:
+    """An OCI process (of an exec) for the guest: without the node's security labels."""
+    dropped = ("apparmorProfile", "selinuxLabel")
+    return {key: copy.deepcopy(value) for key, value in process.items() if key not in dropped}
+
+
+def guest_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """OCI linux.resources that mean the same in the guest: CPU numbers, swap and block devices are
+    the node's.
+    """
+    kept = {key: copy.deepcopy(resources[key]) for key in _KEPT_RESOURCES if resources.get(key)}
+    for key, allowed in (("cpu", _KEPT_CPU), ("memory", _KEPT_MEMORY)):
+        if key in kept:
+            kept[key] = {name: v for name, v in kept[key].items() if name in allowed}
+    return kept
+
+
+def volumes(spec: Spec, placements: Mapping[int, Placement]) -> list[dict[str, str | bool]]:
+    """The `volumes` of the agent's CreateContainer."""
+    mounts = spec.get("mounts") or ()
+    return [
+        {
+            "destination": mounts[index]["destination"],
+            "volume_id": placement.volume_id,
+            "subpath": placement.subpath,
+            "create": placement.create,
+        }
+        for index, placement in sorted(placements.items())
+        if isinstance(placement, NasBind)
+    ]
+
+
+def kernel_parameters(spec: Spec) -> tuple[str, ...]:
+    """The pod's sysctls as kernel parameters `sysctl.<name>=<value>`, which the kernel sets before
+    its first process.
+
+    Raises InvalidRequest naming one that cannot be put on a command line.
+    """
+    parameters = []
+    for name, value in sorted(((spec.get("linux") or {}).get("sysctl") or {}).items()):
+        if not _SYSCTL_NAME.fullmatch(name) or not _SYSCTL_VALUE.fullmatch(str(value)):
+            raise InvalidRequest(
+                f"sysctl {name}", f"{value!r} cannot be passed to the guest's kernel"
+            )
+        quoted = f'"{value}"' if " " in value or "\t" in value else value
+        parameters.append(f"sysctl.{name}={quoted}")
+    return tuple(parameters)
+
+
+def _is_bind(mount: Mapping[str, Any]) -> bool:
+    return mount.get("type") == "bind" or bool(_BIND_OPTIONS & set(mount.get("options") or ()))
+
+
+def _is_pod_shm(mount: Mapping[str, Any], sandbox_id: str) -> bool:
+    # containerd makes one tmpfs per pod at …/sandboxes/<id>/shm. An emptyDir on /dev/shm is not
+    # that.
+    source = str(mount.get("source", ""))
+    return mount.get("destination") == "/dev/shm" and source.endswith(f"/{sandbox_id}/shm")
+
+
+def _mount(
+    mount: Mapping[str, Any], container_id: str, sandbox_id: str, placement: Placement | None
+) -> dict[str, Any]:
+    result = copy.deepcopy(dict(mount))
+    if _is_bind(mount):
+        result["type"] = "bind"
+    if isinstance(placement, SharedBind):
+        result["source"] = f"{SHARED_DIRECTORY}/{container_id}/mounts/{placement.number}"
+    elif isinstance(placement, NasBind):
+        result["source"] = ""  # the agent resolves it beneath the volume
+    elif _is_bind(mount) and _is_pod_shm(mount, sandbox_id):
+        result["source"] = "/dev/shm"
+    return result
+
+
+def _linux(linux: Mapping[str, Any], container_id: str) -> dict[str, Any]:
+    present = {entry["type"] for entry in linux.get("namespaces") or ()}
+    result: dict[str, Any] = {
+        "cgroupsPath": f"/kangaroo/{container_id}",
+        "namespaces": [
+            {"type": kind} for kind in _GUEST_NAMESPACES if kind in present or kind != "cgroup"
+        ],
+        "resources": guest_resources(linux.get("resources") or {}),
+    }
+    for key in ("maskedPaths", "readonlyPaths", "seccomp"):
+        if linux.get(key):
+            result[key] = copy.deepcopy(linux[key])
+    return result

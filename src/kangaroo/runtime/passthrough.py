@@ -1,0 +1,194 @@
+"""NAS passthrough: move a pod's NAS volumes from the node's kernel into the guest's (steps 4 to 7).
+
+For each volume, in this order: the guest mounts it; the state file says so; the node unmounts it; a
+placeholder takes its place. So a guest that cannot mount costs nothing, and after a crash at any
+point either the node still has the mount or the state names the path that stands for it. The
+placeholder carries a record of the volume: a later sandbox of the same pod finds there what to
+mount.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import errno
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kangaroo.errors import CommandFailed, DeadlineExceeded, MountFailed, Unsupported
+from kangaroo.linux import mountinfo
+from kangaroo.linux.process import run
+from kangaroo.nas.guest_mount import GuestMount, from_mount
+from kangaroo.nas.passthrough import PassthroughPolicy
+from kangaroo.runtime.agent_client import AgentClient
+from kangaroo.runtime.oci import Bind, NasBind
+from kangaroo.runtime.placeholder import put_placeholder, read_record
+from kangaroo.runtime.state import (
+    PlaceholderState,
+    SandboxState,
+    VolumeState,
+    mount_entry,
+    volume_state,
+)
+from kangaroo.runtime.takeover_plan import OnNode, OnPlaceholder, PodMounts
+
+_LOG = logging.getLogger(__name__)
+
+_HINTS = {
+    errno.EACCES: "the export may allow only the node's address: allow the guest's too",
+    errno.EPERM: "the export may allow only the node's address: allow the guest's too",
+    errno.ENOENT: "the export does not exist on the server",
+    errno.ETIMEDOUT: "the server does not answer from the guest's network",
+    errno.ECONNREFUSED: "no NFS server listens at that address",
+    errno.EHOSTUNREACH: "the guest has no route to the server",
+    errno.ENETUNREACH: "the guest has no route to the server",
+    errno.EPROTONOSUPPORT: "the server does not speak this NFS version",
+    errno.EINVAL: "the guest's kernel rejects one of the options",
+}
+
+
+@dataclass(frozen=True)
+class PodVolumes:
+    """Whose volumes these are: kubelet's directory of the pod, and the address servers will see."""
+
+    pod_directory: Path
+    guest_address: str
+
+
+class Passthrough:
+    """The NAS volumes of one sandbox. `state` and `save` give and replace the sandbox's state on
+    disk.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: PassthroughPolicy,
+        pod: PodVolumes,
+        agent: AgentClient,
+        state: Callable[[], SandboxState],
+        save: Callable[[SandboxState], None],
+        mount_timeout_s: float,
+        unmount_timeout_s: float,
+    ) -> None:
+        self._policy = policy
+        self._pod = pod
+        self._agent = agent
+        self._state = state
+        self._save = save
+        self._mount_timeout_s = mount_timeout_s
+        self._unmount_timeout_s = unmount_timeout_s
+        self._mounted: set[str] = set()
+        self._lock = asyncio.Lock()
+
+    async def place(self, bind: Bind) -> NasBind | None:
+        """The NAS directory that `bind` is, mounted in the guest by now; None when it travels by
+        virtio-fs.
+
+        A repeat finds the volume mounted and does nothing more. Raises MountFailed (the node's
+        mount is then as it was), FailedPrecondition when a placeholder has lost its record.
+        """
+        async with self._lock:
+            mounts = PodMounts(str(self._pod.pod_directory), mountinfo.read())
+            match mounts.origin(bind):
+                case OnNode(volume, subpath):
+                    return await self._from_node(mounts, volume, subpath)
+                case OnPlaceholder(placeholder, subpath):
+                    volume_id = await self._from_placeholder(placeholder)
+                    return NasBind(volume_id, subpath, create=bool(subpath))
+                case _:
+                    return None
+
+    async def _from_node(
+        self, mounts: PodMounts, volume: mountinfo.MountEntry, subpath: str
+    ) -> NasBind | None:
+        if not self._policy.enabled:
+            return None
+        try:
+            guest_mount = from_mount(volume, guest_address=self._pod.guest_address)
+            await self._mount_in_guest(guest_mount)
+        except (MountFailed, Unsupported) as error:
+            if not self._policy.fallback_virtiofs:
+                raise
+            _LOG.warning("guest cannot mount NAS volume, falling back to virtio-fs error=%s", error)
+            return None
+        record = volume_state(guest_mount.volume_id, volume)
+        await self._take_from_node(mounts, volume, record)
+        return NasBind(guest_mount.volume_id, subpath, create=False)
+
+    async def _mount_in_guest(self, guest_mount: GuestMount) -> None:
+        if guest_mount.volume_id in self._mounted:
+            return
+        try:
+            await self._agent.mount_nas(
+                volume_id=guest_mount.volume_id,
+                source=guest_mount.source,
+                fstype=guest_mount.fstype,
+                flags=list(guest_mount.flags),
+                options=guest_mount.options,
+                timeout_s=self._mount_timeout_s,
+            )
+        except MountFailed as error:
+            raise self._explain(guest_mount, error) from error
+        self._mounted.add(guest_mount.volume_id)
+        _LOG.info(
+            "NAS volume mounted in the guest volume=%s source=%s options=%s",
+            guest_mount.volume_id,
+            guest_mount.source,
+            guest_mount.options,
+        )
+
+    def _explain(self, guest_mount: GuestMount, error: MountFailed) -> MountFailed:
+        name = errno.errorcode.get(error.errno, "") if error.errno is not None else ""
+        reason = f"the guest at {self._pod.guest_address} cannot mount it: {error.reason}"
+        if name and name not in reason:
+            reason += f" [{name}]"
+        hint = error.hint or _HINTS.get(error.errno or 0)
+        return MountFailed(
+            guest_mount.source, guest_mount.options, reason, errno=error.errno, hint=hint
+        )
+
+    async def _take_from_node(
+        self, mounts: PodMounts, volume: mountinfo.MountEntry, record: VolumeState
+    ) -> None:
+        """Record the volume, unmount it on the node, and put the placeholder there."""
+        path = volume.mount_point
+        unfinished = PlaceholderState(path=path, device="", volume_id=record.volume_id)
+        self._save(self._state().with_volume(record).with_placeholder(unfinished))
+        for mount_point in mounts.mount_points(volume):
+            await unmount(mount_point, timeout_s=self._unmount_timeout_s)
+        self._save(self._state().with_placeholder(put_placeholder(path, record)))
+        _LOG.info("NAS volume taken from the node volume=%s path=%s", record.volume_id, path)
+
+    async def _from_placeholder(self, placeholder: mountinfo.MountEntry) -> str:
+        path = placeholder.mount_point
+        for known in self._state().placeholders:
+            if known.path == path and known.device == placeholder.device:
+                return known.volume_id
+        # Another sandbox of this pod took the volume. Its guest is gone; ours mounts it anew.
+        recorded = read_record(path)
+        guest_mount = from_mount(mount_entry(recorded), guest_address=self._pod.guest_address)
+        await self._mount_in_guest(guest_mount)
+        record = dataclasses.replace(recorded, volume_id=guest_mount.volume_id)
+        standing = PlaceholderState(path, placeholder.device, record.volume_id)
+        self._save(self._state().with_volume(record).with_placeholder(standing))
+        return record.volume_id
+
+
+async def unmount(path: str, *, timeout_s: float) -> None:
+    """Unmount `path` on the node in bounded time; detach it when it is busy or its server is dead.
+
+    No helper program: mount.nfs would talk to the server. Raises CommandFailed when even detaching
+    fails.
+    """
+    plain = ("umount", "--no-canonicalize", "--internal-only", path)
+    try:
+        await run(plain, timeout_s=timeout_s)
+        return
+    except (CommandFailed, DeadlineExceeded) as error:
+        if mountinfo.at(path, mountinfo.read()) is None:
+            return
+        _LOG.warning("unmount failed, detaching path=%s error=%s", path, error)
+    await run((*plain[:-1], "--lazy", path), timeout_s=timeout_s)

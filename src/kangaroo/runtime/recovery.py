@@ -1,0 +1,106 @@
+"""Clean up a sandbox whose shim is gone, from its state directory alone. Synchronous: `delete` runs
+it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import shutil
+from pathlib import Path
+
+from kangaroo.errors import FailedPrecondition, NotFound
+from kangaroo.linux import cgroup, mountinfo
+from kangaroo.runtime import state as state_file
+from kangaroo.runtime.sandbox_paths import SandboxPaths
+from kangaroo.runtime.shared_dir import SharedDirectory
+from kangaroo.runtime.state import ProcessIdentity, SandboxState
+
+_LOG = logging.getLogger(__name__)
+
+_CGROUP_TIMEOUT_S = 2.0
+
+
+def cleanup(state_dir: Path, *, flush_s: float = 3.0) -> None:
+    """End the sandbox's processes and take its mounts, control group and files away. Idempotent.
+
+    A guest that lost its shim writes its NAS volumes back and powers off by itself; it gets
+    `flush_s` for that. containerd gives `delete` five seconds in all. A directory that does not
+    exist is fine.
+    """
+    if not state_dir.is_dir():
+        return
+    try:
+        state = state_file.load(state_dir)
+    except (NotFound, FailedPrecondition) as error:
+        _LOG.warning(
+            "no usable state, only mounts are cleaned up path=%s error=%s", state_dir, error
+        )
+    else:
+        _end_processes(state, flush_s)
+        _finish_placeholders(state)
+    SharedDirectory(SandboxPaths(state_dir).shared).destroy()
+    remove_directory(state_dir)
+
+
+def remove_directory(state_dir: Path) -> None:
+    """Delete the state directory. Refuses, with a warning, while anything is mounted in it.
+    Idempotent.
+    """
+    prefix = f"{state_dir}/"
+    mounted = [e.mount_point for e in mountinfo.read() if e.mount_point.startswith(prefix)]
+    if mounted:
+        _LOG.warning("state directory stays, mounts are left in it mounts=%s", mounted)
+        return
+    shutil.rmtree(state_dir, ignore_errors=True)
+
+
+def _end_processes(state: SandboxState, flush_s: float) -> None:
+    if state.qemu is not None:
+        if not _wait_gone(state.qemu, flush_s):
+            volumes = ",".join(volume.source for volume in state.volumes) or "none"
+            _LOG.warning("guest did not power off, killing it unflushed_volumes=%s", volumes)
+        state.qemu.kill()
+    if state.virtiofsd is not None:
+        state.virtiofsd.kill()
+    if state.cgroup is not None:
+        path = Path(state.cgroup)
+        try:
+            cgroup.kill(path)
+            cgroup.remove(path, timeout_s=_CGROUP_TIMEOUT_S)
+        except OSError as error:
+            _LOG.warning("cgroup stays path=%s error=%s", path, error)
+
+
+def _wait_gone(process: ProcessIdentity, timeout_s: float) -> bool:
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if not process.alive():
+            return True
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def _finish_placeholders(state: SandboxState) -> None:
+    """A crash between the node's unmount and the placeholder leaves a bare directory, into which
+    the pod's next sandbox would write. The state names it: put the placeholder there now.
+    """
+    from kangaroo.runtime.placeholder import put_placeholder
+
+    records = {volume.volume_id: volume for volume in state.volumes}
+    entries = mountinfo.read()
+    for unfinished in state.placeholders:
+        record = records.get(unfinished.volume_id)
+        if unfinished.device or record is None or mountinfo.at(unfinished.path, entries):
+            continue
+        try:
+            put_placeholder(unfinished.path, record)
+        except OSError as error:
+            _LOG.warning("placeholder is missing path=%s error=%s", unfinished.path, error)

@@ -1,0 +1,314 @@
+"""A pod's sandbox: a machine with an agent in it, and the containers that run there.
+
+The shim calls this; what the Task API needs beyond (processes, events, stdio relays) it does with
+`agent` and `streams()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kangaroo.errors import FailedPrecondition, KangarooError, Unavailable
+from kangaroo.nas import passthrough as nas_passthrough
+from kangaroo.nas.passthrough import PassthroughPolicy
+from kangaroo.net.plan import GuestNetwork
+from kangaroo.runtime import admission, oci, recovery
+from kangaroo.runtime.agent_client import AgentClient
+from kangaroo.runtime.config import RuntimeConfig
+from kangaroo.runtime.host_side import HostSide, Placement
+from kangaroo.runtime.passthrough import Passthrough, PodVolumes
+from kangaroo.runtime.shared_dir import RootfsMount
+from kangaroo.runtime.sizing import machine_size
+from kangaroo.runtime.streams import StreamHub, StreamSet
+from kangaroo.vmm.machine import require_kvm
+from kangaroo.vmm.spec import Accelerator
+from kangaroo.wire.agent_protocol import PROTOCOL_VERSION
+
+_LOG = logging.getLogger(__name__)
+
+_POD_UID = "io.kubernetes.cri.sandbox-uid"
+_CONSOLE_TAIL_BYTES = 1024
+
+__all__ = ["RootfsMount", "Sandbox"]
+
+
+class Sandbox:
+    """One running sandbox. Made by `boot`; every method may be called again."""
+
+    def __init__(self, host: HostSide, agent: AgentClient, volumes: Passthrough) -> None:
+        assert host.machine is not None and host.hub is not None
+        self.agent = agent
+        self._host = host
+        self._machine = host.machine
+        self._hub = host.hub
+        self._volumes = volumes
+        self._shutdown: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str:
+        return self._host.placement.sandbox_id
+
+    @property
+    def pid(self) -> int:
+        """QEMU's pid on the node."""
+        return self._machine.pid
+
+    @property
+    def state_dir(self) -> Path:
+        return self._host.paths.state_dir
+
+    def streams(self) -> StreamHub:
+        """Where the guest's stdio streams arrive."""
+        return self._hub
+
+    @classmethod
+    async def boot(
+        cls, *, sandbox_id: str, bundle: Path, spec: Mapping[str, Any], config: RuntimeConfig
+    ) -> Sandbox:
+        """Start a sandbox for the pod of `spec`; its guest is configured when this returns.
+
+        On error, cancellation included, everything is torn down. Raises InvalidRequest
+        (annotations), Unsupported (what a sandbox refuses), FailedPrecondition (the node lacks
+        something), CommandFailed, DeadlineExceeded, Unavailable.
+        """
+        placement, policy = _plan(sandbox_id, spec, config)
+        host = HostSide(placement, config)
+        try:
+            await host.start()
+            agent = await _connect_agent(host)
+            network = host.network.plan.guest if host.network else GuestNetwork()
+            await _introduce(agent, sandbox_id, str(spec.get("hostname") or sandbox_id[:12]))
+            if network.interfaces:
+                await agent.configure_network(**_network_message(network))
+        except BaseException:
+            await host.release()
+            raise
+        return cls(host, agent, _passthrough(host, agent, policy, network))
+
+    async def create_container(
+        self,
+        *,
+        container_id: str,
+        bundle: Path,
+        spec: Mapping[str, Any],
+        rootfs: Sequence[RootfsMount],
+        stdio: StreamSet,
+    ) -> int:
+        """Create a container in the guest; the pid of its init there.
+
+        Its NAS volumes are in the guest when this returns (passthrough.Passthrough.place). On error
+        nothing of the container is left; a NAS volume that the guest has mounted stays there for
+        the next try.
+        """
+        admission.check_container(spec)
+        self._host.save(self._host.state.with_container(container_id))
+        try:
+            shared = self._host.shared
+            await asyncio.to_thread(
+                shared.mount_rootfs, container_id, rootfs or (_bundle_rootfs(bundle, spec),)
+            )
+            placements = await self._place_binds(container_id, spec)
+            return await self.agent.create_container(
+                container_id=container_id,
+                spec=oci.guest_spec(
+                    spec,
+                    container_id=container_id,
+                    sandbox_id=self.id,
+                    placements=placements,
+                ),
+                stdio=stdio.wire,
+                volumes=oci.volumes(spec, placements),
+            )
+        except BaseException:
+            await self.remove_container(container_id)
+            raise
+
+    async def remove_container(self, container_id: str) -> None:
+        """Unmount the container's root and binds on the node. Idempotent."""
+        await asyncio.to_thread(self._host.shared.remove, container_id)
+        if container_id in self._host.state.containers:
+            self._host.save(self._host.state.without_container(container_id))
+
+    async def wait_exit(self) -> int:
+        """Wait until QEMU has ended; its exit status."""
+        return await self._machine.wait()
+
+    async def pause(self) -> None:
+        """Stop the whole machine."""
+        await self._machine.pause()
+
+    async def resume(self) -> None:
+        """Let the machine run again."""
+        await self._machine.resume()
+
+    async def shutdown(self) -> None:
+        """Durable end: the guest stops containers, writes NAS volumes back, powers off; only then
+        is it killed.
+
+        Every resource on the node is gone afterwards. Idempotent, also while one runs; a caller's
+        cancellation does not stop it.
+        """
+        if self._shutdown is None:
+            self._shutdown = asyncio.create_task(self._end(), name="sandbox-shutdown")
+        await asyncio.shield(self._shutdown)
+
+    @staticmethod
+    def cleanup(state_dir: Path) -> None:
+        """After a crash: take everything away that the state in `state_dir` names. Synchronous,
+        idempotent.
+        """
+        recovery.cleanup(state_dir)
+
+    async def _place_binds(
+        self, container_id: str, spec: Mapping[str, Any]
+    ) -> dict[int, oci.Placement]:
+        placements: dict[int, oci.Placement] = {}
+        for bind in oci.binds(spec, self.id):
+            nas = await self._volumes.place(bind)
+            if nas is not None:
+                placements[bind.index] = nas
+                continue
+            await self._host.shared.bind(
+                container_id,
+                bind.index,
+                bind.source,
+                timeout_s=self._host.config.unmount_timeout_s,
+            )
+            placements[bind.index] = oci.SharedBind(bind.index)
+        return placements
+
+    async def _end(self) -> None:
+        config = self._host.config
+        try:
+            await self._machine.resume()
+            flushed = await self.agent.shutdown(timeout_s=config.shutdown_timeout_s)
+            for volume in flushed:
+                if not volume.flushed:
+                    _LOG.error(
+                        "NAS volume not flushed sandbox=%s volume=%s error=%s",
+                        self.id,
+                        volume.volume_id,
+                        volume.error,
+                    )
+            await self.agent.power_off()
+        except KangarooError as error:
+            if self._machine.running:
+                volumes = ",".join(volume.source for volume in self._host.state.volumes) or "none"
+                _LOG.error("guest does not shut down volumes=%s error=%s", volumes, error)
+        await self._machine.finish(grace_s=config.power_off_timeout_s)
+        await self.agent.aclose()
+        await self._host.release()
+        _LOG.info("sandbox gone sandbox=%s", self.id)
+
+
+def _plan(
+    sandbox_id: str, spec: Mapping[str, Any], config: RuntimeConfig
+) -> tuple[Placement, PassthroughPolicy]:
+    """Everything that can be refused before anything is made."""
+    annotations = spec.get("annotations") or {}
+    policy = nas_passthrough.policy(annotations)
+    admission.check_sandbox(spec)
+    placement = Placement(
+        sandbox_id=sandbox_id,
+        size=machine_size(annotations, config),
+        netns=admission.network_namespace(spec),
+        cgroups_path=(spec.get("linux") or {}).get("cgroupsPath"),
+        pod_uid=annotations.get(_POD_UID),
+        kernel_parameters=oci.kernel_parameters(spec),
+    )
+    config.require_guest_image()
+    config.credentials()
+    if config.accelerator is Accelerator.KVM:
+        require_kvm()
+    return placement, policy
+
+
+async def _connect_agent(host: HostSide) -> AgentClient:
+    """Wait for the guest's first connection while QEMU lives; errors carry the end of its console."""
+    assert host.machine is not None and host.hub is not None
+    timeout_s = host.config.boot_timeout_s
+    control = asyncio.ensure_future(host.hub.control())
+    ended = asyncio.ensure_future(host.machine.wait())
+    try:
+        await asyncio.wait({control, ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if control.done():
+            return await AgentClient.connect(control.result(), timeout_s=host.config.call_timeout_s)
+        if ended.done():
+            raise Unavailable(
+                f"the guest ended before its agent was there: {host.machine.failure()}",
+                hint=f"console: {_console_tail(host)}",
+            )
+        raise Unavailable(
+            f"the guest did not connect within {timeout_s:g} s",
+            hint=f"console: {_console_tail(host)}",
+        )
+    finally:
+        control.cancel()
+        ended.cancel()
+        await asyncio.gather(control, ended, return_exceptions=True)
+
+
+async def _introduce(agent: AgentClient, sandbox_id: str, hostname: str) -> None:
+    answer = await agent.hello(
+        protocol=PROTOCOL_VERSION,
+        sandbox_id=sandbox_id,
+        hostname=hostname,
+        time_ns=time.time_ns(),
+    )
+    if answer.get("protocol") != PROTOCOL_VERSION:
+        raise FailedPrecondition(
+            f"the guest speaks protocol {answer.get('protocol')!r}, not {PROTOCOL_VERSION}",
+            hint="the guest image and the runtime must be of the same release",
+        )
+    _LOG.info(
+        "guest is up version=%s kernel=%s boot_ns=%s",
+        answer.get("version"),
+        answer.get("kernel"),
+        answer.get("boot_ns"),
+    )
+
+
+def _network_message(network: GuestNetwork) -> dict[str, list[dict[str, Any]]]:
+    return {
+        "interfaces": [
+            {**asdict(item), "addresses": list(item.addresses)} for item in network.interfaces
+        ],
+        "routes": [asdict(route) for route in network.routes],
+        "neighbours": [asdict(neighbour) for neighbour in network.neighbours],
+    }
+
+
+def _passthrough(
+    host: HostSide, agent: AgentClient, policy: PassthroughPolicy, network: GuestNetwork
+) -> Passthrough:
+    config = host.config
+    # Without a pod there is no kubelet directory, and nothing below it to take over.
+    pod_directory = config.kubelet_root.resolve() / "pods" / (host.placement.pod_uid or "none")
+    return Passthrough(
+        policy=policy,
+        pod=PodVolumes(pod_directory, network.primary_address or "0.0.0.0"),
+        agent=agent,
+        state=lambda: host.state,
+        save=host.save,
+        mount_timeout_s=config.nas_mount_timeout_s,
+        unmount_timeout_s=config.unmount_timeout_s,
+    )
+
+
+def _bundle_rootfs(bundle: Path, spec: Mapping[str, Any]) -> RootfsMount:
+    path = (spec.get("root") or {}).get("path") or "rootfs"
+    return RootfsMount("bind", str(bundle / path), "", ("rbind", "rw"))
+
+
+def _console_tail(host: HostSide) -> str:
+    try:
+        content = host.paths.console_log.read_bytes()
+    except OSError as error:
+        return f"none: {error}"
+    return content[-_CONSOLE_TAIL_BYTES:].decode(errors="replace").strip() or "empty"

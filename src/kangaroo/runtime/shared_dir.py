@@ -1,0 +1,196 @@
+"""The tree that virtiofsd exports to the guest: `<container>/rootfs` and `<container>/mounts/<n>`,
+all bind mounts.
+
+The directory is a shared mount, so what is mounted in it later appears in virtiofsd's own mount
+namespace, which is a slave of it. Volumes are bound recursively and made slaves of where they come
+from: what kubelet mounts or swaps in them later is seen, and nothing goes back. Removal detaches
+mounts and deletes only empty directories and mount points, so a mistake here can never delete a
+volume's data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kangaroo.errors import InvalidRequest, MountFailed, Unsupported
+from kangaroo.linux import mount, mountinfo
+from kangaroo.linux.mount import MountFlag, UmountFlag
+from kangaroo.linux.process import run
+
+_LOG = logging.getLogger(__name__)
+
+_NETWORK_FSTYPES = {"nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.sshfs", "9p"}
+_FLAGS = {
+    "ro": MountFlag.RDONLY,
+    "nosuid": MountFlag.NOSUID,
+    "nodev": MountFlag.NODEV,
+    "noexec": MountFlag.NOEXEC,
+    "noatime": MountFlag.NOATIME,
+    "relatime": MountFlag.RELATIME,
+    "bind": MountFlag.BIND,
+    "rbind": MountFlag.BIND | MountFlag.REC,
+}
+_IGNORED = {"rw", "defaults", "suid", "dev", "exec", "atime"}
+
+
+@dataclass(frozen=True)
+class RootfsMount:
+    """One mount of a container's root as containerd gives it; `target` is a path inside the root,
+    normally empty.
+    """
+
+    type: str
+    source: str
+    target: str
+    options: tuple[str, ...]
+
+
+class SharedDirectory:
+    """The exported tree of one sandbox. Every method is idempotent; mount errors are `MountFailed`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def prepare(self) -> None:
+        """Make the directory a shared mount of its own."""
+        self.root.mkdir(mode=0o755, exist_ok=True)
+        if mountinfo.at(str(self.root), mountinfo.read()) is None:
+            mount.bind(self.root, self.root)
+            # Out of the peer group of /run first: its other members must not get a copy of every
+            # mount made here.
+            mount.make_private(self.root)
+            mount.make_shared(self.root)
+
+    def mount_rootfs(self, container_id: str, rootfs: Sequence[RootfsMount]) -> None:
+        """Mount a container's root on `<container>/rootfs`."""
+        target = self.root / container_id / "rootfs"
+        target.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for entry in rootfs:
+            flags, data = _parse_options(entry.options)
+            place = _below(target, entry.target)
+            fstype = "" if flags & MountFlag.BIND else entry.type
+            try:
+                mount.mount(entry.source, place, fstype, flags, data)
+                if flags & MountFlag.BIND and flags & MountFlag.RDONLY:
+                    mount.set_read_only(place)
+            except OSError as error:
+                raise MountFailed(
+                    entry.source, ",".join(entry.options), str(error), errno=error.errno
+                ) from error
+
+    async def bind(self, container_id: str, number: int, source: str, *, timeout_s: float) -> None:
+        """Bind `source` on `<container>/mounts/<number>`; it may be a directory or a regular file.
+
+        Raises InvalidRequest when it does not exist, Unsupported for a socket or a device,
+        MountFailed, and DeadlineExceeded when it lies on a network file system whose server does
+        not answer.
+        """
+        target = self.root / container_id / "mounts" / str(number)
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        entry = mountinfo.covering(source, mountinfo.read())
+        remote = entry is not None and entry.fstype in _NETWORK_FSTYPES
+        if not await _is_directory(source, remote=remote, timeout_s=timeout_s):
+            target.touch(mode=0o600)
+        else:
+            target.mkdir(mode=0o755, exist_ok=True)
+        try:
+            if remote:
+                # A path on a dead server blocks mount(2) too; in a child it can be given up.
+                argv = ("mount", "--no-canonicalize", "--rbind", source, str(target))
+                await run(argv, timeout_s=timeout_s)
+            else:
+                mount.bind(source, target, recursive=True)
+            mount.make_slave(target, recursive=True)
+        except OSError as error:
+            raise MountFailed(source, "rbind", str(error), errno=error.errno) from error
+
+    def remove(self, container_id: str) -> None:
+        """Take a container's mounts and directories away."""
+        directory = self.root / container_id
+        _detach_below(directory)
+        _remove_skeleton(directory)
+
+    def destroy(self) -> None:
+        """Take everything away, the shared mount included."""
+        with contextlib.suppress(FileNotFoundError):
+            for directory in sorted(self.root.iterdir()):
+                self.remove(directory.name)
+        _detach_below(self.root)
+        with contextlib.suppress(FileNotFoundError):
+            self.root.rmdir()
+
+
+def _parse_options(options: Sequence[str]) -> tuple[MountFlag, str]:
+    flags = MountFlag.NONE
+    data = []
+    for option in options:
+        if option in _FLAGS:
+            flags |= _FLAGS[option]
+        elif option not in _IGNORED:
+            data.append(option)
+    return flags, ",".join(data)
+
+
+def _below(root: Path, target: str) -> Path:
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise InvalidRequest("rootfs target", f"{target!r} leaves the root")
+    return root.joinpath(*parts)
+
+
+async def _is_directory(source: str, *, remote: bool, timeout_s: float) -> bool:
+    if remote:
+        kind = await run(("stat", "-L", "-c", "%F", "--", source), timeout_s=timeout_s)
+        directory, regular = kind.strip() == "directory", kind.startswith("regular")
+    else:
+        try:
+            mode = os.stat(source).st_mode
+        except FileNotFoundError as error:
+            raise InvalidRequest("mount source", f"{source} does not exist") from error
+        directory, regular = stat.S_ISDIR(mode), stat.S_ISREG(mode)
+    if not directory and not regular:
+        raise Unsupported(
+            f"mount source {source} is not supported by a Kangaroo sandbox: "
+            "a socket, pipe or device of the node does not work in the guest"
+        )
+    return directory
+
+
+def _detach_below(directory: Path) -> None:
+    """Detach every mount at or below `directory`, the deepest and the topmost first."""
+    prefix = str(directory)
+    points = [
+        entry.mount_point
+        for entry in mountinfo.read()
+        if entry.mount_point == prefix or entry.mount_point.startswith(prefix + "/")
+    ]
+    for point in sorted(points, key=len, reverse=True):
+        try:
+            mount.umount(point, UmountFlag.DETACH | UmountFlag.NOFOLLOW)
+        except OSError as error:
+            # A recursive detach of a parent, or propagation, may have taken it already.
+            _LOG.debug("detach mount_point=%s error=%s", point, error)
+
+
+def _remove_skeleton(directory: Path) -> None:
+    """Remove the directories and mount points that we made. Never recursive: what is not empty
+    stays, with a warning.
+    """
+    mounts = directory / "mounts"
+    points = sorted(mounts.iterdir()) if mounts.is_dir() else []
+    for path in (*points, mounts, directory / "rootfs", directory):
+        try:
+            if path.is_dir():
+                path.rmdir()
+            elif path.is_file() and path.stat().st_size == 0:
+                path.unlink()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            _LOG.warning("cannot remove path=%s error=%s", path, error)

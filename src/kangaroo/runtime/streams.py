@@ -1,0 +1,186 @@
+"""The vsock connections of one guest: the control connection, and stdio streams claimed by token.
+
+The guest dials, the host listens (docs/agent-protocol.md). Only this guest's context id is
+accepted, a stream must show an outstanding token within a deadline, and the number of unproven
+connections is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from kangaroo.errors import Unavailable
+from kangaroo.wire.agent_protocol import TOKEN_HEX_DIGITS
+
+_LOG = logging.getLogger(__name__)
+
+_TOKEN_TIMEOUT_S = 5.0
+_MAX_UNPROVEN = 64
+
+PeerCheck = Callable[[Any], bool]
+
+
+@dataclass
+class Stream:
+    """One direction of stdio: awaitable, gives the connected non-blocking socket once the guest has
+    dialled.
+    """
+
+    token: str
+    _socket: asyncio.Future[socket.socket] = field(repr=False)
+
+    def __await__(self) -> Any:
+        return asyncio.shield(self._socket).__await__()
+
+
+@dataclass
+class StreamSet:
+    """The streams of one process. A stream that was not asked for is None."""
+
+    terminal: bool
+    stdin: Stream | None
+    stdout: Stream | None
+    stderr: Stream | None
+    _hub: StreamHub = field(repr=False)
+
+    @property
+    def wire(self) -> dict[str, Any]:
+        """The `stdio` object of the agent protocol."""
+        return {
+            "terminal": self.terminal,
+            "stdin": self.stdin.token if self.stdin else None,
+            "stdout": self.stdout.token if self.stdout else None,
+            "stderr": self.stderr.token if self.stderr else None,
+        }
+
+    def revoke(self) -> None:
+        """Forget the tokens that were not used and close sockets that nobody took; for a process
+        that never ran.
+        """
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                self._hub.revoke(stream)
+
+
+class StreamHub:
+    """Accepts one guest's connections on a listening socket, until closed."""
+
+    def __init__(self, listener: socket.socket, *, is_guest: PeerCheck) -> None:
+        listener.setblocking(False)
+        self._listener = listener
+        self._is_guest = is_guest
+        self._waiting: dict[str, Stream] = {}
+        self._control: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        self._unproven: set[asyncio.Task[None]] = set()
+        self._task = asyncio.create_task(self._accept(), name="vsock-accept")
+
+    def issue(self, *, terminal: bool, stdin: bool, stdout: bool, stderr: bool) -> StreamSet:
+        """New single-use tokens for a process's streams. With a terminal, stdout carries
+        everything.
+        """
+        make = self._new_stream
+        return StreamSet(
+            terminal=terminal,
+            stdin=make() if stdin else None,
+            stdout=make() if stdout else None,
+            stderr=make() if stderr and not terminal else None,
+            _hub=self,
+        )
+
+    async def control(self) -> socket.socket:
+        """The guest's first connection. Raises Unavailable when the hub is closed first."""
+        return await asyncio.shield(self._control)
+
+    def revoke(self, stream: Stream) -> None:
+        """Make a token worthless; a socket that the guest had connected already is closed.
+        Idempotent.
+        """
+        self._waiting.pop(stream.token, None)
+        _drop(stream._socket)
+
+    async def aclose(self) -> None:
+        """Stop accepting; fail everything that waits. Sockets that were handed out stay open.
+        Idempotent.
+        """
+        tasks = [self._task, *self._unproven]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._listener.close()
+        lost = Unavailable("the guest is gone")
+        for future in (self._control, *(stream._socket for stream in self._waiting.values())):
+            if not future.done():
+                future.set_exception(lost)
+                future.exception()  # somebody may wait or nobody; neither is worth a warning
+        self._waiting.clear()
+
+    def _new_stream(self) -> Stream:
+        token = secrets.token_hex(TOKEN_HEX_DIGITS // 2)
+        stream = Stream(token, asyncio.get_running_loop().create_future())
+        self._waiting[token] = stream
+        return stream
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, peer = await loop.sock_accept(self._listener)
+            if not self._is_guest(peer):
+                _LOG.warning("refused a connection that is not this guest's peer=%s", peer)
+                sock.close()
+            elif not self._control.done():
+                self._control.set_result(sock)
+            elif len(self._unproven) >= _MAX_UNPROVEN:
+                _LOG.warning("refused a stream, too many without a token")
+                sock.close()
+            else:
+                task = asyncio.create_task(self._admit(sock), name="stream-token")
+                self._unproven.add(task)
+                task.add_done_callback(self._unproven.discard)
+
+    async def _admit(self, sock: socket.socket) -> None:
+        """Read the token and hand the socket to who waits for it; close it otherwise."""
+        try:
+            async with asyncio.timeout(_TOKEN_TIMEOUT_S):
+                token = await _read_token(sock)
+        except (OSError, ValueError, TimeoutError) as error:
+            _LOG.warning("closed a stream without a token error=%r", error)
+            sock.close()
+            return
+        except BaseException:
+            sock.close()
+            raise
+        stream = self._waiting.pop(token, None)
+        if stream is None or stream._socket.done():
+            _LOG.warning("closed a stream with an unknown token")
+            sock.close()
+        else:
+            stream._socket.set_result(sock)
+
+
+async def _read_token(sock: socket.socket) -> str:
+    """Exactly the token line; not a byte of what follows is consumed. Raises ValueError, OSError."""
+    loop = asyncio.get_running_loop()
+    line = b""
+    while len(line) < TOKEN_HEX_DIGITS + 1:
+        chunk = await loop.sock_recv(sock, TOKEN_HEX_DIGITS + 1 - len(line))
+        if not chunk:
+            raise ValueError("closed before the token was complete")
+        line += chunk
+    if line[-1:] != b"\n":
+        raise ValueError("the token line has the wrong length")
+    return line[:-1].decode("ascii")
+
+
+def _drop(future: asyncio.Future[socket.socket]) -> None:
+    if not future.done():
+        future.cancel()
+    elif not future.cancelled() and future.exception() is None:
+        with contextlib.suppress(OSError):
+            future.result().close()

@@ -1,0 +1,130 @@
+"""Which bind mounts of a container are NAS volumes, by the node's mount table. Pure (step 4)."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kangaroo.linux import mountinfo
+from kangaroo.linux.mountinfo import MountEntry
+from kangaroo.nas.placeholder import is_placeholder
+from kangaroo.runtime.oci import Bind
+
+NFS_FSTYPES = frozenset({"nfs", "nfs4"})
+
+
+@dataclass(frozen=True)
+class OnNode:
+    """The node still has the volume: `volume` is its mount; the bind is `subpath` below it."""
+
+    volume: MountEntry
+    subpath: str
+
+
+@dataclass(frozen=True)
+class OnPlaceholder:
+    """The volume went into a guest before: `placeholder` is the volume's mount point on the node."""
+
+    placeholder: MountEntry
+    subpath: str
+
+
+@dataclass(frozen=True)
+class NotNas:
+    """Anything else; it travels by virtio-fs."""
+
+
+Origin = OnNode | OnPlaceholder | NotNas
+
+
+class PodMounts:
+    """The node's mount table, seen from one pod's kubelet directory.
+
+    Only what kubelet mounted for this pod is taken over. An NFS mount anywhere else (a hostPath)
+    belongs to the node.
+    """
+
+    def __init__(self, pod_directory: str, entries: Sequence[MountEntry]) -> None:
+        self._entries = tuple(entries)
+        self._pod_directory = pod_directory
+        self._volumes = tuple(
+            entry
+            for entry in self._entries
+            if _within(entry.mount_point, f"{pod_directory}/volumes")
+        )
+
+    def origin(self, bind: Bind) -> Origin:
+        """Where the source of `bind` comes from."""
+        entry = mountinfo.covering(bind.source, self._entries)
+        if entry is None or not _within(entry.mount_point, self._pod_directory):
+            return NotNas()
+        inside = posixpath.relpath(bind.source, entry.mount_point)
+        if entry.fstype in NFS_FSTYPES:
+            return self._on_node(entry, inside)
+        if is_placeholder(entry):
+            return self._on_placeholder(entry, inside)
+        return NotNas()
+
+    def mount_points(self, volume: MountEntry) -> tuple[str, ...]:
+        """Every mount point of the volume's tree under the pod's directory, deepest and topmost
+        first.
+
+        These are the volume itself and the binds that kubelet made of its directories for subPath.
+        The superblock alone does not tell: two volumes of one server may share it, so the source
+        must be at or below the volume's.
+        """
+        found = [
+            entry
+            for entry in self._entries
+            if entry.device == volume.device
+            and _within(entry.mount_point, self._pod_directory)
+            and _beneath_source(volume.source, entry.source) is not None
+            and self._nearest_volume(entry) == volume
+        ]
+        found.sort(key=lambda entry: (len(entry.mount_point), entry.mount_id), reverse=True)
+        return tuple(entry.mount_point for entry in found)
+
+    def _on_node(self, entry: MountEntry, inside: str) -> OnNode:
+        volume = self._nearest_volume(entry) or entry
+        below = _beneath_source(volume.source, entry.source) or ""
+        return OnNode(volume, _join(below, inside))
+
+    def _on_placeholder(self, entry: MountEntry, inside: str) -> Origin:
+        for volume in self._volumes:
+            if volume.device == entry.device and volume.root == "/":
+                return OnPlaceholder(volume, _join(entry.root.strip("/"), inside))
+        return NotNas()
+
+    def _nearest_volume(self, entry: MountEntry) -> MountEntry | None:
+        """The pod's volume that `entry` is a part of: itself, or the one of the longest source that
+        contains it.
+        """
+        if entry in self._volumes:
+            return entry
+        candidates = [
+            volume
+            for volume in self._volumes
+            if volume.device == entry.device
+            and _beneath_source(volume.source, entry.source) is not None
+        ]
+        return max(candidates, key=lambda volume: len(volume.source), default=None)
+
+
+def _within(path: str, directory: str) -> bool:
+    return path.startswith(directory + "/")
+
+
+def _beneath_source(volume: str, source: str) -> str | None:
+    """The path of `source` below `volume` (both `server:/path`), "" when equal, None when it is not
+    below.
+    """
+    base = volume.rstrip("/")
+    if source.rstrip("/") == base:
+        return ""
+    return source[len(base) + 1 :].strip("/") if source.startswith(base + "/") else None
+
+
+def _join(*parts: str) -> str:
+    joined = posixpath.normpath(posixpath.join("", *(part for part in parts if part)) or ".")
+    return "" if joined == "." else joined

@@ -1,0 +1,70 @@
+"""virtiofsd, which serves the shared directory to the guest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+from kangaroo.errors import FailedPrecondition
+from kangaroo.vmm.child import Child
+from kangaroo.vmm.confinement import Confinement
+
+
+async def start(
+    binary: Path, *, shared: Path, socket_path: Path, log: Path, confinement: Confinement
+) -> tuple[Child, socket.socket]:
+    """Start virtiofsd; returns it and a connected vhost-user socket for QEMU to inherit.
+
+    It gets a socket that listens already, so the connection is there before it has started, and
+    nothing waits or polls. It ends by itself when QEMU closes its end. It runs as root, for it
+    serves files of any owner, but in its own mount, pid and network namespaces with the shared
+    directory as its root.
+
+    Raises FailedPrecondition when the program is not there, OSError.
+    """
+    with _listener(socket_path) as listener:
+        try:
+            child = await Child.spawn(
+                "virtiofsd",
+                confinement.wrap(arguments(binary, shared, listener.fileno())),
+                log_path=log,
+                descriptors=(listener.fileno(),),
+            )
+        except FileNotFoundError as error:
+            raise FailedPrecondition(f"{binary} cannot be run: {error}") from error
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        await asyncio.to_thread(connection.connect, str(socket_path))
+    return child, connection
+
+
+def arguments(binary: Path, shared: Path, listener_fd: int) -> tuple[str, ...]:
+    """The command line. Pure.
+
+    Submounts are announced because rootfs and volumes are different file systems below one export:
+    without it two files could share an inode number and device in the guest. `cache=auto`
+    revalidates after a second, which is how a changed Secret or ConfigMap is seen.
+    """
+    return (
+        str(binary),
+        f"--fd={listener_fd}",
+        f"--shared-dir={shared}",
+        "--sandbox=namespace",
+        "--announce-submounts",
+        "--cache=auto",
+        "--inode-file-handles=never",
+        "--log-level=warn",
+    )
+
+
+def _listener(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.bind(str(path))
+        os.chmod(path, 0o600)
+        sock.listen(1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
