@@ -1,0 +1,1 @@
+"""Thin wrappers of Linux interfaces. Standard library only."""

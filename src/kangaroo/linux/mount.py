@@ -1,0 +1,143 @@
+"""mount(2), umount2(2) and mount_setattr(2). Every function raises OSError that names the path."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_SYS_MOUNT_SETATTR = 442  # the same number on every architecture; Linux 5.12
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_MOUNT_ATTR_RDONLY = 0x1
+
+
+class MountFlag(enum.IntFlag):
+    """Flags of mount(2), include/uapi/linux/mount.h."""
+
+    NONE = 0
+    RDONLY = 1
+    NOSUID = 2
+    NODEV = 4
+    NOEXEC = 8
+    SYNCHRONOUS = 16
+    REMOUNT = 32
+    NOATIME = 1024
+    NODIRATIME = 2048
+    BIND = 4096
+    MOVE = 8192
+    REC = 16384
+    UNBINDABLE = 1 << 17
+    PRIVATE = 1 << 18
+    SLAVE = 1 << 19
+    SHARED = 1 << 20
+    RELATIME = 1 << 21
+
+
+class UmountFlag(enum.IntFlag):
+    """Flags of umount2(2)."""
+
+    NONE = 0
+    FORCE = 1
+    DETACH = 2
+    EXPIRE = 4
+    NOFOLLOW = 8
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def mount(
+    source: str,
+    target: str | os.PathLike[str],
+    fstype: str = "",
+    flags: MountFlag = MountFlag.NONE,
+    data: str = "",
+) -> None:
+    """Mount a file system. An empty `fstype` or `data` is passed to the kernel as NULL."""
+    status = _libc.mount(
+        os.fsencode(source),
+        os.fsencode(target),
+        os.fsencode(fstype) if fstype else None,
+        ctypes.c_ulong(int(flags)),
+        os.fsencode(data) if data else None,
+    )
+    if status != 0:
+        raise _last_error(target)
+
+
+def umount(target: str | os.PathLike[str], flags: UmountFlag = UmountFlag.NONE) -> None:
+    """umount2(2). Takes the topmost mount at `target` away."""
+    if _libc.umount2(os.fsencode(target), ctypes.c_int(int(flags))) != 0:
+        raise _last_error(target)
+
+
+def bind(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    recursive: bool = False,
+    read_only: bool = False,
+) -> None:
+    """Mount `source` on `target` once more; with `recursive` the mounts beneath it too.
+
+    A read-only bind that cannot be made read-only is taken away again.
+    """
+    flags = MountFlag.BIND | (MountFlag.REC if recursive else MountFlag.NONE)
+    mount(os.fsdecode(source), target, flags=flags)
+    if not read_only:
+        return
+    try:
+        set_read_only(target, recursive=recursive)
+    except OSError:
+        umount(target, UmountFlag.DETACH)
+        raise
+
+
+def set_read_only(target: str | os.PathLike[str], *, recursive: bool = False) -> None:
+    """Make the mount at `target` read-only, keeping its other flags (a remount would drop nosuid
+    and the like).
+    """
+    attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
+    status = _libc.syscall(
+        ctypes.c_long(_SYS_MOUNT_SETATTR),
+        ctypes.c_int(_AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(target)),
+        ctypes.c_uint(_AT_RECURSIVE if recursive else 0),
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+    if status != 0:
+        raise _last_error(target)
+
+
+def make_shared(target: str | os.PathLike[str], *, recursive: bool = False) -> None:
+    """Mounts made beneath appear in the peers, and theirs here (mount_namespaces(7))."""
+    _set_propagation(target, MountFlag.SHARED, recursive)
+
+
+def make_slave(target: str | os.PathLike[str], *, recursive: bool = False) -> None:
+    """Mounts of the master appear here; what is mounted here does not go back."""
+    _set_propagation(target, MountFlag.SLAVE, recursive)
+
+
+def make_private(target: str | os.PathLike[str], *, recursive: bool = False) -> None:
+    """Mounts neither come nor go."""
+    _set_propagation(target, MountFlag.PRIVATE, recursive)
+
+
+def _set_propagation(target: str | os.PathLike[str], kind: MountFlag, recursive: bool) -> None:
+    mount("none", target, flags=kind | (MountFlag.REC if recursive else MountFlag.NONE))
+
+
+def _last_error(target: str | os.PathLike[str]) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), os.fsdecode(target))
