@@ -1,0 +1,86 @@
+"""Configuration of `kangaroo-csi`: one frozen value, parsed once. Every key is optional."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from kangaroo.errors import InvalidRequest
+
+DEFAULT_PATH = Path("/etc/kangaroo/csi.toml")
+DEFAULT_DRIVER_NAME = "nasplugin.csi.alibabacloud.com"
+
+# GetPluginInfo in the CSI specification: domain-name notation, at most 63 characters.
+_DRIVER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """See docs/volumes.md. Kubelet gives a call two minutes; its timeouts stay below that."""
+
+    driver_name: str = DEFAULT_DRIVER_NAME
+    node_id: str = ""  # the host name when empty
+    endpoint: str = ""  # <kubelet_plugins_dir>/<driver_name>/csi.sock when empty
+    kubelet_plugins_dir: str = "/var/lib/kubelet/plugins"
+    kubelet_registry_dir: str = "/var/lib/kubelet/plugins_registry"
+    register: bool = True  # false where a registrar sidecar does it
+    mount_timeout_s: float = 60.0
+    mode_timeout_s: float = 30.0
+    unmount_timeout_s: float = 15.0  # of each step of the escalation
+    probe_timeout_s: float = 5.0
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        if not _DRIVER_NAME.fullmatch(self.driver_name):
+            raise InvalidRequest("driver_name", f"{self.driver_name!r} is not a CSI driver name")
+        if self.log_level not in _LOG_LEVELS:
+            raise InvalidRequest("log_level", f"{self.log_level!r} is not in {_LOG_LEVELS}")
+        for name in ("mount", "mode", "unmount", "probe"):
+            key = f"{name}_timeout_s"
+            if not 0 < getattr(self, key) <= 3600:
+                raise InvalidRequest(key, "not between 0 and 3600 seconds")
+        for key in ("endpoint", "kubelet_plugins_dir", "kubelet_registry_dir"):
+            value = getattr(self, key)
+            if value and not value.startswith("/"):
+                raise InvalidRequest(key, f"{value!r} is not an absolute path")
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the CSI services listen."""
+        if self.endpoint:
+            return Path(self.endpoint)
+        return Path(self.kubelet_plugins_dir) / self.driver_name / "csi.sock"
+
+    @property
+    def registration_path(self) -> Path:
+        """Where kubelet's plugin watcher finds the driver."""
+        return Path(self.kubelet_registry_dir) / f"{self.driver_name}-reg.sock"
+
+    @property
+    def effective_node_id(self) -> str:
+        """The node's id for kubelet."""
+        return self.node_id or socket.gethostname()
+
+
+def load(path: Path = DEFAULT_PATH) -> Config:
+    """Read a TOML file; defaults when there is none. Raises InvalidRequest naming a bad key."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return Config()
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidRequest(str(path), str(error)) from error
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    for key, value in table.items():
+        if key not in fields:
+            raise InvalidRequest(f"{path}: {key}", "unknown", hint=f"known are {', '.join(fields)}")
+        expected = type(fields[key].default)
+        accepted = (int, float) if expected is float else expected
+        if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
+            raise InvalidRequest(f"{path}: {key}", f"{value!r} is not a {expected.__name__}")
+    return Config(**table)

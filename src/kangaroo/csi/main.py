@@ -1,0 +1,66 @@
+"""`kangaroo-csi`: the CSI driver's process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kangaroo import __version__
+from kangaroo.csi import config as configuration
+from kangaroo.csi.server import serving
+from kangaroo.errors import KangarooError
+
+_log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT. Exit status 2 for a configuration that cannot be used."""
+    parser = argparse.ArgumentParser(prog="kangaroo-csi", description="NAS volumes for Kubernetes.")
+    parser.add_argument("--config", type=Path, default=configuration.DEFAULT_PATH, metavar="FILE")
+    parser.add_argument("--version", action="version", version=__version__)
+    arguments = parser.parse_args(argv)
+    try:
+        config = configuration.load(arguments.config)
+    except KangarooError as error:
+        print(f"kangaroo-csi: {error}", file=sys.stderr)
+        return 2
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    asyncio.run(_serve(config))
+    return 0
+
+
+async def _serve(config: configuration.Config) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with serving(config):
+        _log.info("ready driver=%s node=%s", config.driver_name, config.effective_node_id)
+        _notify_systemd("READY=1")
+        await stopped.wait()
+        _log.info("stopping driver=%s", config.driver_name)
+
+
+def _notify_systemd(state: str) -> None:
+    """Tell a service manager that asks for it (sd_notify(3)); nothing otherwise."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.connect("\0" + address[1:] if address.startswith("@") else address)
+        channel.send(state.encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The Node service: requests checked, volumes published and taken away on this node."""
+
+from __future__ import annotations
+
+from kangaroo.csi import targets
+from kangaroo.csi.config import Config
+from kangaroo.csi.context import Context
+from kangaroo.errors import InvalidRequest
+from kangaroo.nas import volume as nas_volume
+from kangaroo.wire.gen import csi_pb2 as csi
+from kangaroo.wire.gen import csi_pb2_grpc
+
+_Mode = csi.VolumeCapability.AccessMode
+_READER_MODES = (_Mode.SINGLE_NODE_READER_ONLY, _Mode.MULTI_NODE_READER_ONLY)
+_FSTYPES = ("", "nfs", "nfs4")
+_CAPABILITIES = (
+    csi.NodeServiceCapability.RPC.GET_VOLUME_STATS,
+    csi.NodeServiceCapability.RPC.SINGLE_NODE_MULTI_WRITER,
+)
+_ID_LIMIT_BYTES = 128  # "Size Limits" of the specification, for fields that say nothing else
+_PATH_LIMIT_BYTES = 4096
+
+
+class Node(csi_pb2_grpc.NodeServicer):
+    def __init__(self, config: Config) -> None:
+        self._node_id = config.effective_node_id
+        self._locks = targets.TargetLocks()
+        self._timeouts = targets.Timeouts(
+            mount_s=config.mount_timeout_s,
+            mode_s=config.mode_timeout_s,
+            unmount_s=config.unmount_timeout_s,
+            probe_s=config.probe_timeout_s,
+        )
+
+    async def NodePublishVolume(
+        self, request: csi.NodePublishVolumeRequest, context: Context
+    ) -> csi.NodePublishVolumeResponse:
+        """Mount the volume on target_path. A repeat is OK, one that differs is ALREADY_EXISTS."""
+        _check_id(request.volume_id)
+        target = _target(request.target_path, "target_path")
+        flags = _check_capability(request.volume_capability, present=_has_capability(request))
+        read_only = request.readonly or request.volume_capability.access_mode.mode in _READER_MODES
+        volume = nas_volume.parse(request.volume_context, flags, read_only=read_only)
+        async with self._locks.hold(target):
+            await targets.publish(volume, target, self._timeouts)
+        return csi.NodePublishVolumeResponse()
+
+    async def NodeUnpublishVolume(
+        self, request: csi.NodeUnpublishVolumeRequest, context: Context
+    ) -> csi.NodeUnpublishVolumeResponse:
+        """Take away what is mounted on target_path, and the directory. A repeat is OK."""
+        _check_id(request.volume_id)
+        target = _target(request.target_path, "target_path")
+        async with self._locks.hold(target):
+            await targets.unpublish(target, self._timeouts)
+        return csi.NodeUnpublishVolumeResponse()
+
+    async def NodeGetVolumeStats(
+        self, request: csi.NodeGetVolumeStatsRequest, context: Context
+    ) -> csi.NodeGetVolumeStatsResponse:
+        """Bytes and inodes of a volume that is mounted on this node."""
+        _check_id(request.volume_id)
+        target = _target(request.volume_path, "volume_path")
+        total, free, available, inodes, free_inodes = await targets.statistics(
+            target, self._timeouts
+        )
+        return csi.NodeGetVolumeStatsResponse(
+            usage=[
+                csi.VolumeUsage(
+                    unit=csi.VolumeUsage.BYTES, total=total, used=total - free, available=available
+                ),
+                csi.VolumeUsage(
+                    unit=csi.VolumeUsage.INODES,
+                    total=inodes,
+                    used=inodes - free_inodes,
+                    available=free_inodes,
+                ),
+            ]
+        )
+
+    async def NodeGetCapabilities(
+        self, request: csi.NodeGetCapabilitiesRequest, context: Context
+    ) -> csi.NodeGetCapabilitiesResponse:
+        return csi.NodeGetCapabilitiesResponse(
+            capabilities=[
+                csi.NodeServiceCapability(rpc=csi.NodeServiceCapability.RPC(type=kind))
+                for kind in _CAPABILITIES
+            ]
+        )
+
+    async def NodeGetInfo(
+        self, request: csi.NodeGetInfoRequest, context: Context
+    ) -> csi.NodeGetInfoResponse:
+        return csi.NodeGetInfoResponse(node_id=self._node_id)
+
+
+def _check_id(volume_id: str) -> None:
+    if not volume_id:
+        raise InvalidRequest("volume_id", "missing")
+    if len(volume_id.encode()) > _ID_LIMIT_BYTES:
+        raise InvalidRequest("volume_id", f"longer than {_ID_LIMIT_BYTES} bytes")
+
+
+def _target(path: str, field: str) -> str:
+    if not path:
+        raise InvalidRequest(field, "missing")
+    if not path.startswith("/"):
+        raise InvalidRequest(field, f"{path!r} is not absolute")
+    if "\0" in path or ".." in path.split("/") or len(path.encode()) > _PATH_LIMIT_BYTES:
+        raise InvalidRequest(field, f"{path!r} is not a path that can be published on")
+    target = targets.canonical(path)
+    if target == "/":
+        raise InvalidRequest(field, "the root directory is not a target")
+    return target
+
+
+def _has_capability(request: csi.NodePublishVolumeRequest) -> bool:
+    return request.HasField("volume_capability")
+
+
+def _check_capability(capability: csi.VolumeCapability, *, present: bool) -> list[str]:
+    """The mount flags of a capability that this driver has."""
+    field = "volume_capability"
+    if not present:
+        raise InvalidRequest(field, "missing")
+    if capability.WhichOneof("access_type") == "block":
+        raise InvalidRequest(field, "a NAS volume is a file system, not a block device")
+    if capability.access_mode.mode == _Mode.UNKNOWN:
+        raise InvalidRequest(f"{field}.access_mode", "missing")
+    if capability.mount.fs_type not in _FSTYPES:
+        raise InvalidRequest(f"{field}.fs_type", f"{capability.mount.fs_type!r} is not nfs")
+    return list(capability.mount.mount_flags)

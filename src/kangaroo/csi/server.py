@@ -1,0 +1,73 @@
+"""The sockets: the CSI services for kubelet, and the registration that leads it there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc.aio
+
+from kangaroo.csi.boundary import Boundary
+from kangaroo.csi.config import Config
+from kangaroo.csi.controller import Controller
+from kangaroo.csi.identity import Identity
+from kangaroo.csi.node import Node
+from kangaroo.csi.registration import Registration
+from kangaroo.wire.gen import csi_pb2_grpc, registration_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+# Calls under way at the end may still clean up behind themselves.
+_STOP_GRACE_S = 5.0
+_DIRECTORY_MODE = 0o750
+_SOCKET_MODE = 0o600
+
+
+@contextlib.asynccontextmanager
+async def serving(config: Config) -> AsyncIterator[None]:
+    """The driver's services while the block runs. The sockets go with it, registration first."""
+
+    def add_csi(server: grpc.aio.Server) -> None:
+        csi_pb2_grpc.add_IdentityServicer_to_server(  # type: ignore[no-untyped-call]
+            Identity(config.driver_name), server
+        )
+        csi_pb2_grpc.add_ControllerServicer_to_server(  # type: ignore[no-untyped-call]
+            Controller(), server
+        )
+        csi_pb2_grpc.add_NodeServicer_to_server(  # type: ignore[no-untyped-call]
+            Node(config), server
+        )
+
+    def add_registration(server: grpc.aio.Server) -> None:
+        registration_pb2_grpc.add_RegistrationServicer_to_server(  # type: ignore[no-untyped-call]
+            Registration(config), server
+        )
+
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(_socket(config.socket_path, add_csi))
+        if config.register:
+            await stack.enter_async_context(_socket(config.registration_path, add_registration))
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _socket(path: Path, add: Callable[[grpc.aio.Server], None]) -> AsyncIterator[None]:
+    path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # of a driver that was killed
+    server = grpc.aio.server(interceptors=(Boundary(),))
+    add(server)
+    umask = os.umask(0o777 & ~_SOCKET_MODE)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    finally:
+        os.umask(umask)
+    await server.start()
+    _log.info("listening socket=%s", path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        await server.stop(_STOP_GRACE_S)

@@ -1,0 +1,258 @@
+"""Publishing a NAS volume on a path of the node, and taking it away. Knows no gRPC.
+
+Whether a path is a mount point is read from the mount table. Nothing here calls stat on a path that
+may be a dead mount; what must touch one is a child process with a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kangaroo.csi import mount_errors
+from kangaroo.errors import (
+    AlreadyExists,
+    CommandFailed,
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    Unavailable,
+)
+from kangaroo.linux import mountinfo, process
+from kangaroo.nas.guest_mount import is_nas
+from kangaroo.nas.placeholder import is_placeholder
+from kangaroo.nas.volume import NasVolume
+
+_log = logging.getLogger(__name__)
+
+# Mounts on top of each other at one target that an unpublish takes away.
+_STACK_LIMIT = 16
+_TARGET_MODE = 0o750
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Deadlines in seconds, each of one child process."""
+
+    mount_s: float
+    mode_s: float
+    unmount_s: float
+    probe_s: float
+
+
+class TargetLocks:
+    """One lock per target path: calls for different targets never wait for each other."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._users: dict[str, int] = {}
+
+    @contextlib.asynccontextmanager
+    async def hold(self, target: str) -> AsyncIterator[None]:
+        lock = self._locks.setdefault(target, asyncio.Lock())
+        self._users[target] = self._users.get(target, 0) + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._users[target] -= 1
+            if not self._users[target]:
+                del self._users[target], self._locks[target]
+
+
+def canonical(target: str) -> str:
+    """`target` with the symlinks of its parent resolved, as the mount table shows it.
+
+    The last component is the mount point itself and is not touched.
+    """
+    path = Path(os.path.normpath(target))
+    return str(path.parent.resolve() / path.name)
+
+
+async def publish(volume: NasVolume, target: str, timeouts: Timeouts) -> None:
+    """Mount `volume` on `target`, making the directory. Repeating it is fine.
+
+    A target that the runtime took over (a placeholder stands there) counts as published. On failure
+    and on cancellation the target is left as it was found. Raises AlreadyExists,
+    FailedPrecondition, MountFailed, DeadlineExceeded, Unavailable.
+    """
+    if await _already_published(volume, target, timeouts):
+        return
+    made = _make_directory(target)
+    try:
+        await _mount(volume, target, timeouts)
+        if volume.mode is not None and not volume.read_only:
+            await _set_mode(volume, target, timeouts)
+    except BaseException:
+        await _withdraw(target, timeouts, made=made)
+        raise
+
+
+async def unpublish(target: str, timeouts: Timeouts) -> None:
+    """Take every mount at `target` away, then the directory, which must be empty. Repeating it is
+    fine.
+
+    Raises FailedPrecondition when the target holds files that are not the NAS's, or cannot be
+    unmounted.
+    """
+    await _unmount(target, timeouts)
+    try:
+        Path(target).rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        reason = f"{target} is not removed: {error.strerror}"
+        raise FailedPrecondition(reason, hint="look at what stands there") from error
+
+
+async def statistics(target: str, timeouts: Timeouts) -> tuple[int, int, int, int, int]:
+    """Total, free for root and available bytes, total and free inodes of the volume on `target`.
+
+    Raises NotFound (nothing is published there), FailedPrecondition (it is mounted in a guest),
+    Unavailable.
+    """
+    entry = mountinfo.at(target, mountinfo.read())
+    if entry is None:
+        raise NotFound(f"no volume is published on {target}")
+    if is_placeholder(entry):
+        raise FailedPrecondition(f"the volume of {target} is mounted in a guest, not on this node")
+    command = ("stat", "--file-system", "--format=%S %b %f %a %c %d", target)
+    try:
+        output = await process.run(command, timeout_s=timeouts.probe_s)
+    except (CommandFailed, DeadlineExceeded) as error:
+        raise Unavailable(f"{entry.source} does not answer: {error}") from error
+    block, total, free, available, inodes, free_inodes = (int(word) for word in output.split())
+    return total * block, free * block, available * block, inodes, free_inodes
+
+
+async def _already_published(volume: NasVolume, target: str, timeouts: Timeouts) -> bool:
+    """Whether the volume stands there. A stale mount of it is taken away; anything else is an
+    error.
+    """
+    entry = mountinfo.at(target, mountinfo.read())
+    if entry is None:
+        return False
+    if is_placeholder(entry):
+        return True
+    if not is_nas(entry) or entry.source != volume.source:
+        raise AlreadyExists(
+            f"{target} is a mount of {entry.source} ({entry.fstype}), not of {volume.source}"
+        )
+    if ("ro" in entry.options or "ro" in entry.super_options) != volume.read_only:
+        how = "writable" if volume.read_only else "read-only"
+        raise AlreadyExists(f"{target} is a {how} mount of {volume.source} already")
+    try:
+        await process.run(("stat", "--file-system", target), timeout_s=timeouts.probe_s)
+    except DeadlineExceeded as error:
+        raise Unavailable(f"{volume.source} on {target} does not answer") from error
+    except CommandFailed as error:
+        _log.warning("stale mount target=%s source=%s: %s", target, volume.source, error)
+        await _unmount(target, timeouts)
+        return False
+    return True
+
+
+def _make_directory(target: str) -> bool:
+    """Make the mount point; whether it was made. It is not a mount point now, so lstat is safe."""
+    try:
+        Path(target).mkdir(_TARGET_MODE)
+    except FileExistsError:
+        if not stat.S_ISDIR(Path(target).lstat().st_mode):
+            raise FailedPrecondition(f"{target} is not a directory") from None
+        return False
+    except OSError as error:
+        raise FailedPrecondition(f"{target} cannot be made: {error.strerror}") from error
+    return True
+
+
+async def _mount(volume: NasVolume, target: str, timeouts: Timeouts) -> None:
+    options = volume.option_string
+    if not any(option.startswith("retry=") for option in volume.options):
+        # mount.nfs would try again for two minutes, as long as kubelet waits. Kubelet tries again
+        # itself.
+        options += ",retry=0"
+    command = ("mount", "-t", "nfs", "-o", options, volume.source, target)
+    try:
+        await process.run(command, timeout_s=timeouts.mount_s)
+    except CommandFailed as error:
+        raise mount_errors.from_command(volume, error) from error
+    except DeadlineExceeded as error:
+        raise DeadlineExceeded(
+            f"mount {volume.source} with options {volume.option_string!r}: "
+            f"not done within {timeouts.mount_s:g} s, mount was killed",
+            hint=error.hint or "the server does not answer; check its address, port and firewall",
+        ) from error
+    entry = mountinfo.at(target, mountinfo.read())
+    if entry is None or not is_nas(entry):
+        raise FailedPrecondition(f"mount of {volume.source} succeeded, but {target} is not NFS")
+
+
+async def _set_mode(volume: NasVolume, target: str, timeouts: Timeouts) -> None:
+    recursive = ("--recursive",) if volume.mode_recursive else ()
+    command = ("chmod", *recursive, str(volume.mode), target)
+    try:
+        await process.run(command, timeout_s=timeouts.mode_s)
+    except CommandFailed as error:
+        raise FailedPrecondition(
+            f"mode {volume.mode} of {volume.source} cannot be set: {error.output.strip()}",
+            hint="an export with root_squash does not let the node change it",
+        ) from error
+    except DeadlineExceeded as error:
+        raise DeadlineExceeded(
+            f"mode {volume.mode} of {volume.source}: not set within {timeouts.mode_s:g} s",
+            hint="use modeType 'non-recursive', or set the modes on the NAS",
+        ) from error
+
+
+async def _withdraw(target: str, timeouts: Timeouts, *, made: bool) -> None:
+    """After a failed publish: unmount what may be there, remove the directory if we made it."""
+    try:
+        await _unmount(target, timeouts)
+        if made:
+            Path(target).rmdir()
+    except (FailedPrecondition, OSError) as error:
+        _log.warning("target left behind target=%s: %s", target, error)
+
+
+async def _unmount(target: str, timeouts: Timeouts) -> None:
+    """Take every mount at `target` away, the topmost first."""
+    for _ in range(_STACK_LIMIT):
+        entry = mountinfo.at(target, mountinfo.read())
+        if entry is None:
+            return
+        await _unmount_topmost(entry, timeouts)
+    raise FailedPrecondition(f"{target}: more than {_STACK_LIMIT} mounts, or it is mounted again")
+
+
+async def _unmount_topmost(entry: mountinfo.MountEntry, timeouts: Timeouts) -> None:
+    """umount, then by force, then lazily.
+
+    Force aborts what the server has not answered, so it is used only when umount got no answer. A
+    mount that is merely busy is detached at once, and its users' writes still reach the server.
+    """
+    target = entry.mount_point
+    try:
+        await process.run(("umount", "--no-canonicalize", target), timeout_s=timeouts.unmount_s)
+        return
+    except (CommandFailed, DeadlineExceeded) as error:
+        _log.warning("umount failed target=%s source=%s: %s", target, entry.source, error)
+        answered = isinstance(error, CommandFailed)
+    steps = (("--lazy",),) if answered else (("--force",), ("--force", "--lazy"))
+    for step in steps:
+        command = ("umount", "--no-canonicalize", "--internal-only", *step, target)
+        try:
+            await process.run(command, timeout_s=timeouts.unmount_s)
+        except (CommandFailed, DeadlineExceeded) as error:
+            failure = error
+            _log.warning("umount failed target=%s options=%s: %s", target, step, error)
+        else:
+            return
+    after = mountinfo.at(target, mountinfo.read())
+    if after is not None and after.mount_id == entry.mount_id:
+        raise FailedPrecondition(f"{target} ({entry.source}) cannot be unmounted: {failure}")
