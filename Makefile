@@ -1,0 +1,78 @@
+# One entry point, the same for a developer and for CI. `make help` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCKS := requirements/dev.txt requirements/node.txt pyproject.toml
+BOOTSTRAP := PYTHONPATH=src $(PYTHON) -m kangaroo_lab.bootstrap
+
+.PHONY: help venv bootstrap check format test test-unit test-protocol test-host test-node \
+        lab demo bench proto lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+venv: $(STAMP) ## the development environment in .venv, from the hash-checked lock
+
+$(STAMP): $(LOCKS)
+	@$(BOOTSTRAP) python
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+bootstrap: venv ## install the Debian packages and the Go toolchain that the lab needs
+	@$(BOOTSTRAP) lab
+
+check: venv ## format, lint, types, import rules, shell
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/shellcheck .ci/run $(shell git ls-files '*.sh')
+
+format: venv ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+test: bootstrap ## all four tiers: unit, protocol, host, node
+	$(BIN)/pytest tests/unit tests/protocol
+	$(BIN)/pytest tests/host
+	$(BIN)/pytest tests/node
+
+test-unit: venv ## the unit tier: needs nothing
+	$(BIN)/pytest tests/unit
+
+test-protocol: venv ## the protocol tier: both peers in memory
+	$(BIN)/pytest tests/protocol
+
+test-host: bootstrap ## the host tier: root, namespaces, mounts, QEMU
+	$(BIN)/pytest tests/host
+
+test-node: bootstrap ## the node tier: the lab, end to end
+	$(BIN)/pytest tests/node
+
+lab: bootstrap ## bring the lab up and leave it up
+	$(BIN)/kangaroo lab up
+
+demo: bootstrap ## the main job on a real node, with the evidence; KEEP=1 leaves the lab up
+	$(BIN)/kangaroo demo $(if $(KEEP),--keep) $(if $(JSON),--json $(JSON))
+
+bench: bootstrap ## the figures: series as JSON and a report
+	$(BIN)/kangaroo bench $(if $(KEEP),--keep)
+
+proto: venv ## regenerate the interop messages from proto/
+	$(BIN)/python proto/generate.py
+
+lock: ## resolve the requirements anew (needs uv)
+	uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --annotation-style line \
+	  --python-version 3.13 --python-platform x86_64-manylinux_2_28 --only-binary :all: \
+	  requirements/node.in -o requirements/node.txt
+	uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --annotation-style line \
+	  --universal --python-version 3.11 requirements/dev.in -o requirements/dev.txt
+
+clean: ## remove what was built in the checkout; the cache outside it stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -prune -exec rm -rf {} + ; rm -rf src/*.egg-info
