@@ -1,0 +1,23 @@
+#!/busybox sh
+# /init of the initrd: bring up the disk, mount the root read-only, hand over to the agent.
+# Kept short: every process costs an emulated machine tens of milliseconds.
+set -eu
+
+fail() {
+    echo "kangaroo initrd: $*" >/dev/kmsg
+    # With panic=-1 the kernel resets at once, and QEMU, run with -no-reboot, ends.
+    exit 1
+}
+
+/busybox mount -t devtmpfs dev /dev || fail "cannot mount /dev"
+while read -r module; do
+    /busybox insmod "/modules/$module" || fail "cannot load $module"
+done </modules/order
+
+# virtio_blk probes as it is loaded: the disk is there, or is not coming.
+/busybox mount -t erofs -o ro /dev/vda /root || fail "cannot mount /dev/vda"
+/busybox mount -t devtmpfs dev /root/dev || fail "cannot mount /dev in the root"
+/busybox umount /dev
+
+exec /busybox switch_root -c /dev/console /root /usr/bin/python3 -I -S -B -c \
+    'from kangaroo.agent.main import main; main()'

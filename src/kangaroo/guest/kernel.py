@@ -1,0 +1,70 @@
+"""The kernel image inside Debian's vmlinuz, and its modules."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+from kangaroo.errors import InvalidRequest
+
+# Documentation/arch/x86/boot.rst
+_SETUP_SECTORS = 0x1F1
+_HEADER_MAGIC = (0x202, b"HdrS")
+_PAYLOAD = 0x248
+_ZSTD_MAGIC = bytes.fromhex("28b52ffd")
+_SIZE_TRAILER_BYTES = 4
+
+
+def zstd_payload(image: bytes) -> bytes:
+    """The compressed ELF file in a bzImage whose payload is zstd, without the length that follows it.
+
+    Booted as it is, by PVH, the kernel need not unpack itself, which is most of the start of a slow machine.
+    Raises InvalidRequest when `image` is something else.
+    """
+    offset, magic = _HEADER_MAGIC
+    if image[offset : offset + 4] != magic:
+        raise InvalidRequest("vmlinuz", "not an x86 boot image")
+    setup_bytes = ((image[_SETUP_SECTORS] or 4) + 1) * 512
+    start, length = struct.unpack_from("<II", image, _PAYLOAD)
+    payload = image[setup_bytes + start : setup_bytes + start + length - _SIZE_TRAILER_BYTES]
+    if not payload.startswith(_ZSTD_MAGIC):
+        raise InvalidRequest("vmlinuz", "its payload is not compressed by zstd")
+    return payload
+
+
+def dependencies(modules_dep: str) -> dict[str, list[str]]:
+    """Of every module in a `modules.dep` file, by name: its path and those to load before it, in load order.
+
+    Names are as modprobe compares them, with underscores.
+    """
+    table: dict[str, list[str]] = {}
+    for line in modules_dep.splitlines():
+        path, _, needed = line.partition(":")
+        # modules.dep lists the nearest dependency first (modules.dep(5)).
+        table[module_name(path)] = [*reversed(needed.split()), path]
+    return table
+
+
+def closure(names: Iterable[str], table: dict[str, list[str]]) -> list[str]:
+    """Paths of the modules `names` and all that they need, in an order that insmod accepts, each once.
+
+    A name that is not in the table is built in. Raises nothing: the boot test shows what is missing.
+    """
+    paths: dict[str, None] = {}
+    for name in names:
+        paths.update(dict.fromkeys(table.get(name, [])))
+    return list(paths)
+
+
+def module_name(path: str) -> str:
+    """`kernel/fs/nfs/nfs-acl.ko.xz` → `nfs_acl`."""
+    return Path(path).name.partition(".")[0].replace("-", "_")
+
+
+def unpack_module(source: Path, target: Path) -> None:
+    """Copy a module without its compression: the guest's processor has better to do."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = source.read_bytes()
+    target.write_bytes(lzma.decompress(content) if source.suffix == ".xz" else content)
