@@ -16,11 +16,11 @@ UID = "11111111-2222-3333-4444-555555555555"
 POD = Pod("pod-1", UID, "node1", "10.0.0.7", "busybox")
 NODE_KERNEL = Kernel("6.12.0", "#1 SMP", "aaaaaaaa-0000")
 GUEST_KERNEL = Kernel("6.12.0", "#1 SMP", "bbbbbbbb-0000")
-NFS_LINE = "10.9.0.2:/csi on /data type nfs (rw,relatime,vers=3,addr=10.9.0.2)"
+NFS_LINE = "10.9.0.2:/csi on /data type nfs (rw,relatime,vers=3)"
 VIRTIOFS_LINE = "kangaroo on /data type virtiofs (rw,relatime)"
 MOUNTINFO = f"""\
 24 1 8:1 / / rw,relatime shared:1 - ext4 /dev/vda rw
-90 24 0:52 / /var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~csi/nas-pv-csi/mount rw shared:9 - nfs \
+90 24 0:52 / /var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~csi/v/mount rw shared:9 - nfs \
 10.9.0.2:/csi rw,vers=3
 91 24 0:53 / /var/lib/kubelet/pods/other/volumes/v/mount rw shared:9 - nfs4 10.9.0.2:/csi rw
 92 24 0:54 / /var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~projected/t rw - tmpfs tmpfs rw
