@@ -170,8 +170,8 @@ class Server:
                             self._handle(connection, writer, event), name=event.method
                         )
                     await writer.drain()
-                raise _PeerClosed
-        except* _PeerClosed:
+                raise _PeerClosedError
+        except* _PeerClosedError:
             pass
         except* (OSError, RemoteProtocolError) as errors:
             logger.warning("connection dropped error=%s", errors.exceptions[0])
@@ -212,7 +212,7 @@ class Server:
             raise RpcError(Code.INTERNAL, f"{type(error).__name__}: {error}") from error
 
 
-class _PeerClosed(Exception):
+class _PeerClosedError(Exception):
     """Ends a connection's task group, so that its handlers are cancelled."""
 
 

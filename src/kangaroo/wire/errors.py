@@ -15,7 +15,7 @@ class ProtocolError(KangarooError):
 
 
 class LocalProtocolError(ProtocolError):
-    """This side asked for something that the protocol does not allow."""
+    """Our side asked for something that the protocol does not allow."""
 
 
 class RemoteProtocolError(ProtocolError):

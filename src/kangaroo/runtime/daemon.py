@@ -1,0 +1,95 @@
+"""`daemon`: the shim itself, one per pod, from the first Create to Shutdown.
+
+It serves the Task API on the socket that `start` made and left as descriptor 3, and ends when
+containerd asks, or on SIGTERM; in either case the sandbox ends first, durably.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from kangaroo.errors import KangarooError
+from kangaroo.runtime import paths
+from kangaroo.runtime.background import Background
+from kangaroo.runtime.config import RuntimeConfig, load
+from kangaroo.runtime.events import EventPublisher
+from kangaroo.runtime.options import ShimOptions
+from kangaroo.runtime.pod import Pod
+from kangaroo.runtime.sandbox import Sandbox
+from kangaroo.runtime.start import LISTENER_FD
+from kangaroo.runtime.task_service import TaskService
+from kangaroo.wire.aio import Server
+
+_LOG = logging.getLogger(__name__)
+_FLUSH_TIMEOUT_S = 5.0
+
+
+def run(options: ShimOptions) -> int:
+    """Serve until told to end; return the exit status."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _configure_logging(options)
+    try:
+        config = load(Path(options.config))
+    except KangarooError as error:
+        _LOG.error("configuration refused error=%s", error)
+        return 1
+    if config.log_level.lower() == "debug":
+        logging.getLogger().setLevel(logging.DEBUG)
+    listener = socket.socket(fileno=LISTENER_FD)
+    asyncio.run(_serve(options, config, listener))
+    return 0
+
+
+async def _serve(options: ShimOptions, config: RuntimeConfig, listener: socket.socket) -> None:
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+
+    async def boot(*, sandbox_id: str, bundle: Path, spec: dict[str, Any]) -> Sandbox:
+        return await Sandbox.boot(sandbox_id=sandbox_id, bundle=bundle, spec=spec, config=config)
+
+    background = Background()
+    publisher = EventPublisher(os.environ.get("TTRPC_ADDRESS", ""), options.namespace)
+    pod = Pod(boot, publisher.publish, background)
+    service = TaskService(pod, background, ending.set)
+    serving = background.spawn(Server(service.handlers()).serve(listener), name="serve")
+    background.spawn(publisher.run(), name="events")
+    _LOG.info("serving sandbox=%s namespace=%s", options.sandbox_id, options.namespace)
+
+    await ending.wait()
+    await pod.ended()
+    await publisher.flush(_FLUSH_TIMEOUT_S)
+    serving.cancel()
+    await background.aclose()
+    _remove(config.state_root / options.sandbox_id)
+    _LOG.info("ended")
+
+
+def _remove(directory: Path) -> None:
+    """Forget the sandbox, unless something of it could not be released: then `delete` needs the
+    record.
+    """
+    if (directory / "state.json").exists():
+        _LOG.error("the sandbox's state is kept for a later cleanup directory=%s", directory)
+        with contextlib.suppress(FileNotFoundError):
+            (directory / paths.SOCKET_NAME).unlink()
+        return
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _configure_logging(options: ShimOptions) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if options.debug else logging.INFO,
+        format=f"%(asctime)s %(levelname)s %(name)s sandbox={options.sandbox_id} %(message)s",
+    )

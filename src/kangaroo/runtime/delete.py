@@ -1,0 +1,121 @@
+"""`delete`: leave nothing of a container whose shim containerd has lost, and say so with a
+DeleteResponse.
+
+containerd runs this after a crash of the shim, after a `start` that failed, and also after every
+normal delete: closing a container's connection is all it takes. So a living shim is never disturbed
+for a container of its pod; one that is asked for as a whole is told to end, which it does durably;
+and only what no shim looks after is cleaned up here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+
+from kangaroo.errors import KangarooError
+from kangaroo.runtime import paths
+from kangaroo.runtime.options import ShimOptions
+from kangaroo.runtime.spec_read import MEMBER, Grouping, check_id, grouping, read_spec
+from kangaroo.wire.protobuf import encode_bytes, encode_int
+
+KILLED = 128 + signal.SIGKILL
+_DAEMON_TIMEOUT_S = 4.0  # containerd gives `delete` 5 s
+
+
+def delete(options: ShimOptions) -> bytes:
+    """Return the encoded DeleteResponse. Idempotent. Raises KangarooError or OSError when something
+    was left.
+    """
+    bundle = options.bundle or os.getcwd()
+    group = _group(bundle, options.sandbox_id)
+    directory = f"{paths.state_root(options.config)}/{group.sandbox_id}"
+    if not _served(directory, group.kind):
+        _clean_up(directory)
+    _unmount(f"{bundle}/rootfs")
+    return response(pid=0, status=KILLED, exited_at_ns=time.time_ns())
+
+
+def response(*, pid: int, status: int, exited_at_ns: int) -> bytes:
+    """containerd.task.v2.DeleteResponse {pid = 1, exit_status = 2, exited_at = 3 {seconds = 1,
+    nanos = 2}}.
+    """
+    seconds, nanos = divmod(exited_at_ns, 1_000_000_000)
+    exited_at = encode_int(1, seconds) + encode_int(2, nanos)
+    return encode_int(1, pid) + encode_int(2, status) + encode_bytes(3, exited_at)
+
+
+def _group(bundle: str, container_id: str) -> Grouping:
+    """The bundle's group. One whose config.json is gone can only be a sandbox's own, by its id."""
+    try:
+        return grouping(read_spec(bundle), container_id)
+    except KangarooError:
+        return Grouping("", check_id(container_id))
+
+
+def _served(directory: str, kind: str) -> bool:
+    """Whether a shim lives that looks after the directory; for a whole sandbox, after asking it to
+    end.
+    """
+    daemon = _open_daemon(directory)
+    if daemon is None:
+        return False
+    try:
+        if kind == MEMBER:
+            return True
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(daemon, signal.SIGTERM)
+        return not _ended(daemon, _DAEMON_TIMEOUT_S)
+    finally:
+        os.close(daemon)
+
+
+def _open_daemon(directory: str) -> int | None:
+    """A pidfd of the living shim. The pid file alone would not do: pids are used again, so the
+    command is compared.
+    """
+    try:
+        with open(f"{directory}/{paths.PID_NAME}") as file:
+            pid = int(file.read())
+        descriptor = os.pidfd_open(pid)
+    except (FileNotFoundError, ValueError, ProcessLookupError):
+        return None
+    if not _is_daemon(pid, os.path.basename(directory)) or _ended(descriptor, 0):
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _is_daemon(pid: int, sandbox_id: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().endswith(b"\0-id\0%s\0daemon\0" % sandbox_id.encode())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _ended(descriptor: int, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
+def _clean_up(directory: str) -> None:
+    if not os.path.isdir(directory):
+        return
+    from pathlib import Path
+
+    from kangaroo.runtime.recovery import cleanup
+
+    cleanup(Path(directory))
+
+
+def _unmount(path: str) -> None:
+    with open("/proc/self/mountinfo") as file:
+        points = [line.split(" ", 5)[4] for line in file]
+    for _ in range(points.count(path)):
+        from kangaroo.linux.mount import UmountFlag, umount
+
+        umount(path, UmountFlag.DETACH)

@@ -1,0 +1,30 @@
+"""Where a sandbox's shim keeps what `start` and `delete` must find without importing the rest.
+
+The directory is `RuntimeConfig.state_root / <sandbox id>`; `start` does not pay for the
+configuration's parser unless the file mentions `state_root`.
+"""
+
+from __future__ import annotations
+
+STATE_ROOT = "/run/kangaroo/sandboxes"
+SOCKET_NAME = "shim.sock"
+LOG_NAME = "shim.log"
+PID_NAME = "shim.pid"
+
+
+def state_root(config: str) -> str:
+    """The directory of all sandboxes' state, from the configuration file (which may be absent).
+
+    Raises InvalidRequest when the file cannot be read.
+    """
+    try:
+        with open(config, "rb") as file:
+            if b"state_root" not in file.read():
+                return STATE_ROOT
+    except FileNotFoundError:
+        return STATE_ROOT
+    from pathlib import Path
+
+    from kangaroo.runtime.config import load
+
+    return str(load(Path(config)).state_root)
