@@ -1,0 +1,1 @@
+"""What Kangaroo costs: sandbox start, memory, the comparison of mounts, and imports."""
