@@ -23,7 +23,8 @@ _CPU = {
 def metrics(stats: dict[str, Any]) -> metrics_pb2.Metrics:
     """Return io.containerd.cgroups.v2.Metrics for a ContainerStats answer of the agent.
 
-    A limit that is null, cgroup's "max", becomes the largest number, as containerd's own reader has it.
+    A limit that is null, cgroup's "max", becomes the largest number, as in
+    containerd's own reader.
     """
     cpu, memory, pids = (_object(stats, key) for key in ("cpu", "memory", "pids"))
     message = metrics_pb2.Metrics()

@@ -144,7 +144,7 @@ class Pod:
         return container.init.pid
 
     async def start(self, container_id: str, exec_id: str) -> int:
-        """Run a created process; its pid. Raises FailedPrecondition when it is not in that state."""
+        """Run a created process; its pid. Raises FailedPrecondition when it is in another state."""
         container = self.container(container_id)
         process = container.process(exec_id)
         async with process.starting:

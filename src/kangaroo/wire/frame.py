@@ -49,7 +49,7 @@ def encode_frame(frame: Frame) -> bytes:
 
 
 class FrameDecoder:
-    """Cuts a byte stream into frames. Holds at most one unfinished frame beyond what was fed last."""
+    """Cuts a byte stream into frames. Holds at most one unfinished frame between calls."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
