@@ -1,6 +1,7 @@
 """A guest in memory: the agent's end of the control connection, with the real `ServerConnection`.
 
-Processes are entries of a table; the test ends them. Stdio streams are socket pairs that the test holds the far end of.
+Processes are entries of a table; the test ends them. Stdio streams are socket pairs that the test
+holds the far end of.
 """
 
 from __future__ import annotations
@@ -83,43 +84,37 @@ class FakeAgent:
 
     async def _method(self, method: Method, message: dict[str, Any]) -> dict[str, Any]:
         key = (message.get("container_id", ""), message.get("exec_id", ""))
+        if method in (Method.CREATE_CONTAINER, Method.EXEC_PROCESS):
+            self.processes[key] = GuestProcess(started=method is Method.EXEC_PROCESS)
+            return {"pid": 100 + len(self.processes)}
+        if method is Method.WAIT_PROCESS:
+            code = await asyncio.shield(self.processes[key].exited)
+            return {"exit_code": code, "exited_at_ns": time.time_ns()}
+        if method is Method.NEXT_EVENT:
+            return await self.events.get()
+        self._change(method, key, message)
+        return ANSWERS.get(method, {})
+
+    def _change(self, method: Method, key: Key, message: dict[str, Any]) -> None:
         match method:
-            case Method.CREATE_CONTAINER | Method.EXEC_PROCESS:
-                self.processes[key] = GuestProcess(started=method is Method.EXEC_PROCESS)
-                return {"pid": 100 + len(self.processes)}
             case Method.START_CONTAINER:
                 self.processes[key].started = True
-                return {}
-            case Method.WAIT_PROCESS:
-                code = await asyncio.shield(self.processes[key].exited)
-                return {"exit_code": code, "exited_at_ns": time.time_ns()}
             case Method.SIGNAL_PROCESS:
-                return self._signal(key, message["signal"])
+                self._signal(key, message["signal"])
             case Method.DELETE_PROCESS:
                 del self.processes[key]
-                return {}
-            case Method.NEXT_EVENT:
-                return await self.events.get()
-            case Method.LIST_PIDS:
-                return {"pids": [1, 7]}
-            case Method.CONTAINER_STATS:
-                return STATS
             case Method.SHUTDOWN:
                 for name, process in self.processes.items():
                     if not process.exited.done():
                         self._signal(name, 9)
-                return {"volumes": []}
-            case _:
-                return {}
 
-    def _signal(self, key: Key, signal: int) -> dict[str, Any]:
+    def _signal(self, key: Key, signal: int) -> None:
         process = self.processes[key]
         if process.exited.done():
             raise KeyError(key)
         process.signals.append(signal)
         if signal not in self.ignored_signals:
             process.exited.set_result(128 + signal)
-        return {}
 
 
 STATS = {
@@ -132,6 +127,28 @@ STATS = {
     },
     "pids": {"current": 3, "max": 100},
 }
+ANSWERS: dict[Method, dict[str, Any]] = {
+    Method.LIST_PIDS: {"pids": [1, 7]},
+    Method.CONTAINER_STATS: STATS,
+    Method.SHUTDOWN: {"volumes": []},
+}
+
+
+class Log(list[str]):
+    """What happened, in order; `until` waits for an entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._grown = asyncio.Event()
+
+    def append(self, entry: str) -> None:
+        super().append(entry)
+        self._grown.set()
+
+    async def until(self, entry: str) -> None:
+        while entry not in self:
+            self._grown.clear()
+            await self._grown.wait()
 
 
 class FakeStream:
@@ -157,6 +174,11 @@ class FakeStreams:
         self.stderr = FakeStream() if stderr and not terminal else None
         self.wire = {"terminal": terminal, "stdin": None, "stdout": None, "stderr": None}
         self.revoked = False
+
+    def guest_end(self, name: str) -> socket.socket:
+        """The far end of "stdin", "stdout" or "stderr"."""
+        stream: FakeStream = getattr(self, name)
+        return stream.far
 
     def revoke(self) -> None:
         self.revoked = True
@@ -190,7 +212,7 @@ class FakeSandbox:
 
     pid = 4242
 
-    def __init__(self, agent: AgentClient, guest: FakeAgent, log: list[str]) -> None:
+    def __init__(self, agent: AgentClient, guest: FakeAgent, log: Log) -> None:
         self.agent = agent
         self.guest = guest
         self.log = log
@@ -238,7 +260,7 @@ class FakeSandbox:
         self.guest.die()
 
 
-def booter(tasks: asyncio.TaskGroup, made: list[FakeSandbox], log: list[str]) -> Callable[..., Any]:
+def booter(tasks: asyncio.TaskGroup, made: list[FakeSandbox], log: Log) -> Callable[..., Any]:
     """A `Boot` that makes fake sandboxes."""
 
     async def boot(*, sandbox_id: str, bundle: Path, spec: Any) -> FakeSandbox:

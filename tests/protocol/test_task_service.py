@@ -1,4 +1,6 @@
-"""The Task API end to end in memory: a ttrpc client, the real service, pod, events and stdio, and a fake guest."""
+"""The Task API end to end in memory: a ttrpc client, the real service, pod, events and stdio, and a
+fake guest.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from typing import Any
 import pytest
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
+from tests.protocol.fake_guest import FakeSandbox, Log, booter
 
-from tests.protocol.fake_guest import FakeSandbox, booter
 from kangaroo.errors import Unavailable
 from kangaroo.runtime.background import Background
 from kangaroo.runtime.events import EventPublisher
@@ -95,7 +97,7 @@ class Shim:
     """What the test sees of the shim's inside."""
 
     sandboxes: list[FakeSandbox]
-    log: list[str]
+    log: Log
     shutdown: asyncio.Event
     publisher: EventPublisher
 
@@ -111,7 +113,7 @@ class Shim:
 
 @asynccontextmanager
 async def running(directory: Path) -> AsyncIterator[Containerd]:
-    log: list[str] = []
+    log = Log()
     sandboxes: list[FakeSandbox] = []
     background = Background()
     address = directory / "events.sock"
@@ -139,7 +141,7 @@ async def running(directory: Path) -> AsyncIterator[Containerd]:
             receiving.cancel()
 
 
-def _record(log: list[str]) -> Callable[[bytes], Awaitable[bytes]]:
+def _record(log: Log) -> Callable[[bytes], Awaitable[bytes]]:
     async def forward(payload: bytes) -> bytes:
         envelope = event_service_pb2.ForwardRequest.FromString(payload).envelope
         assert envelope.namespace == "k8s.io"
@@ -207,7 +209,7 @@ def test_ending_the_sandbox_ends_its_containers_first(tmp_path: Path) -> None:
         await c.run(POD, "sandbox")
         await c.run("app")
         await c.kill(POD, 15)
-        assert (await c.wait("app"), await c.wait(POD)) == (137, 137)
+        assert [await c.wait("app"), await c.wait(POD)] == [137, 137]
         events = await c.shim.events()
         assert events[-2:] == ["/tasks/exit app 137", f"/tasks/exit {POD} 137"]
 
@@ -235,7 +237,7 @@ def test_a_crash_of_the_machine_ends_everything_with_255(tmp_path: Path) -> None
         await c.start("app", "shell")
         c.shim.sandbox.crash()
         codes = await asyncio.gather(c.wait(POD), c.wait("app"), c.wait("app", "shell"))
-        assert codes == [255, 255, 255]
+        assert list(codes) == [255, 255, 255]
         assert (await c.shim.events())[-3:] == [
             "/tasks/exit shell 255",
             "/tasks/exit app 255",
@@ -311,17 +313,16 @@ def test_a_failed_create_leaves_the_id_free_and_says_why(tmp_path: Path) -> None
         guest = c.shim.sandbox.guest
         guest.failures["CreateContainer"] = Status(Code.NOT_FOUND, "no such file: /data")
         with pytest.raises(RpcError, match="no such file: /data"):
-            await c.create("app", stdout=c.fifo_with_reader("out"))
+            await c.create("app", stdout=_fifo_with_reader(c, "out"))
         assert c.shim.sandbox.hub.issued[-1].revoked
         guest.failures.clear()
         await c.run("app")
 
-    Containerd.fifo_with_reader = _fifo_with_reader  # type: ignore[attr-defined]
     play(tmp_path, scenario)
 
 
-def _fifo_with_reader(self: Containerd, name: str) -> str:
-    path = self.fifo(name)
+def _fifo_with_reader(c: Containerd, name: str) -> str:
+    path = c.fifo(name)
     READERS.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
     return path
 
@@ -342,8 +343,8 @@ def test_output_is_in_the_fifo_before_the_exit_is_told(tmp_path: Path) -> None:
         out, err = _fifo_with_reader(c, "out"), _fifo_with_reader(c, "err")
         await c.run("app", stdout=out, stderr=err)
         streams = c.shim.sandbox.hub.issued[-1]
-        streams.stdout.far.sendall(b"hello\n")
-        streams.stderr.far.sendall(b"oops\n")
+        streams.guest_end("stdout").sendall(b"hello\n")
+        streams.guest_end("stderr").sendall(b"oops\n")
         streams.close_output()
         c.shim.sandbox.guest.exit("app")
         assert await c.wait("app") == 0
@@ -357,7 +358,7 @@ def test_output_waits_for_a_slow_reader_and_is_not_lost(tmp_path: Path) -> None:
     async def scenario(c: Containerd) -> None:
         await c.run(POD, "sandbox")
         await c.run("app", stdout=_fifo_with_reader(c, "out"))
-        far = c.shim.sandbox.hub.issued[-1].stdout.far
+        far = c.shim.sandbox.hub.issued[-1].guest_end("stdout")
         sent = os.urandom(1 << 20)
         sending = asyncio.create_task(asyncio.to_thread(_send_and_close, far, sent))
         received = bytearray()
@@ -384,7 +385,7 @@ def test_a_reader_may_go_and_come_back(tmp_path: Path) -> None:
         await c.run("app", stdout=out)
         os.close(READERS.pop())
         streams = c.shim.sandbox.hub.issued[-1]
-        streams.stdout.far.sendall(b"while containerd was away")
+        streams.guest_end("stdout").sendall(b"while containerd was away")
         streams.close_output()
         reader = os.open(out, os.O_RDONLY | os.O_NONBLOCK)
         READERS.append(reader)
@@ -403,7 +404,7 @@ def test_stdin_ends_with_close_io_and_not_before(tmp_path: Path) -> None:
         await c.run(POD, "sandbox")
         path = c.fifo("in")
         await c.run("app", stdin=path)
-        far = c.shim.sandbox.hub.issued[-1].stdin.far
+        far = c.shim.sandbox.hub.issued[-1].guest_end("stdin")
         far.setblocking(False)
         loop = asyncio.get_running_loop()
         for words in (b"one", b"two"):
@@ -483,8 +484,7 @@ def test_out_of_memory_is_told(tmp_path: Path) -> None:
         c.shim.sandbox.guest.events.put_nowait({"type": "oom", "container_id": "app"})
         c.shim.sandbox.guest.exit("app", code=137)
         await c.wait("app")
-        while "/tasks/oom app" not in c.shim.log:
-            await asyncio.sleep(0)
+        await c.shim.log.until("/tasks/oom app")
         assert "/tasks/oom stranger" not in c.shim.log
 
     play(tmp_path, scenario)
@@ -517,8 +517,7 @@ def test_a_create_that_containerd_gives_up_is_carried_out(tmp_path: Path) -> Non
         creating = asyncio.create_task(c.create("app"))
         await far.wait()
         creating.cancel()
-        while "/tasks/create app" not in c.shim.log:
-            await asyncio.sleep(0)
+        await c.shim.log.until("/tasks/create app")
         assert (await c.state("app")).status == types.CREATED
 
     play(tmp_path, scenario)
