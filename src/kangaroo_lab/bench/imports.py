@@ -9,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import kangaroo
 RUNS = 20
 _TIMEOUT_S = 30.0
 _IMPORT_LINE = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \| ( *)(\S+)")
-_SOURCE = str(Path(kangaroo.__file__).parent.parent)
+# As on a node: the project first, then its libraries, and nothing of `site`.
+_PATHS = [str(Path(kangaroo.__file__).parent.parent), sysconfig.get_path("platlib")]
 
 # What each entry imports before it does its work; an empty list is the interpreter alone.
 ENTRIES: dict[str, Sequence[str]] = {

@@ -1,0 +1,145 @@
+"""`kangaroo demo` and `kangaroo bench`: bring the lab up, run, take it down again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kangaroo.errors import KangarooError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kangaroo_lab.lab import Lab
+
+EXAMPLE = Path("examples/nas.yaml")
+USAGE = """\
+The lab is up. Look around:
+  kangaroo lab status
+  kangaroo lab kubectl get pods -o wide
+  kangaroo lab kubectl exec deploy/deploy-nas-csi -- sh -c 'mount | grep /data'
+  kangaroo lab exec node1 findmnt
+  kangaroo lab down"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the verbs to the command line."""
+    demo = subparsers.add_parser(
+        "demo",
+        help="show the main job on a real node, with the evidence",
+        description="Roll the example out in the lab, show the evidence, compare three ways.",
+    )
+    demo.add_argument("--json", type=Path, metavar="FILE", help="write the evidence here too")
+    _shared(demo, output=Path("build/demo"), rounds=2)
+    demo.set_defaults(run=run_demo)
+    bench = subparsers.add_parser(
+        "bench",
+        help="measure sandbox start, memory, the comparison and imports",
+        description="Measure in the lab; write results.json, report.md, report.html, pictures.",
+    )
+    bench.add_argument("--starts", type=int, default=5, help="sandboxes to start (default: 5)")
+    _shared(bench, output=Path("build/bench"), rounds=3)
+    bench.set_defaults(run=run_bench)
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """Show the main job. 1 when a check does not hold or something fails."""
+    from kangaroo_lab import demo  # noqa: PLC0415 - matplotlib is slow to import
+    from kangaroo_lab.rollout import RolloutFailed  # noqa: PLC0415
+
+    console = _console()
+    options = demo.Options(
+        manifest=arguments.manifest,
+        output=arguments.output,
+        json=arguments.json,
+        keep=arguments.keep,
+        rounds=arguments.rounds,
+    )
+    try:
+        with _lab(keep=options.keep, console=console) as lab:
+            shown = demo.Demo(lab, options, console)
+            try:
+                shown.run()
+            finally:
+                console.print(f"evidence: {demo.write(shown.evidence, options)}", highlight=False)
+            return _verdict(shown.evidence, console)
+    except RolloutFailed as error:
+        sys.stderr.write(f"{error.diagnosis}\nkangaroo demo: {error}\n")
+    except KangarooError as error:
+        sys.stderr.write(f"kangaroo demo: {error}\n")
+    return 1
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    """Measure. 1 when something fails."""
+    from kangaroo_lab.bench import results, run  # noqa: PLC0415 - matplotlib is slow to import
+    from kangaroo_lab.rollout import RolloutFailed  # noqa: PLC0415
+
+    console = _console()
+    try:
+        with _lab(keep=arguments.keep, console=console) as lab:
+            measured = run.run(
+                lab,
+                arguments.manifest,
+                starts=arguments.starts,
+                rounds=arguments.rounds,
+                say=lambda text: console.print(text, markup=False, highlight=False),
+            )
+        for path in results.write(measured, arguments.output):
+            console.print(str(path), highlight=False)
+        return 0
+    except RolloutFailed as error:
+        sys.stderr.write(f"{error.diagnosis}\nkangaroo bench: {error}\n")
+    except KangarooError as error:
+        sys.stderr.write(f"kangaroo bench: {error}\n")
+    return 1
+
+
+def _shared(parser: argparse.ArgumentParser, *, output: Path, rounds: int) -> None:
+    parser.add_argument("--keep", action="store_true", help="leave the lab running")
+    parser.add_argument(
+        "--output", type=Path, default=output, metavar="DIR", help=f"results (default: {output})"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"of the comparison (default: {rounds})"
+    )
+    parser.add_argument("--manifest", type=Path, default=EXAMPLE, help="the example to apply")
+
+
+@contextmanager
+def _lab(*, keep: bool, console: Console) -> Iterator[Lab]:
+    """The lab, up. One that was up before stays up; one that this brought up goes down, unless
+    `keep`.
+    """
+    from kangaroo_lab.lab import Lab  # noqa: PLC0415
+
+    lab = Lab.up()
+    try:
+        yield lab
+    except KangarooError:
+        console.print(f"logs of all parts: {lab.logs}", highlight=False)
+        raise
+    finally:
+        if keep:
+            console.print(USAGE, highlight=False)
+        else:
+            lab.down()
+
+
+def _verdict(evidence: Any, console: Console) -> int:
+    failed = evidence.failed
+    for check in failed:
+        console.print(f"DOES NOT HOLD: {check.claim}: {check.fact}", style="red", markup=False)
+    if not failed:
+        console.print("Everything that was claimed holds.", style="green")
+    return 1 if failed else 0
+
+
+def _console() -> Console:
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(width=None if sys.stdout.isatty() else 120)
