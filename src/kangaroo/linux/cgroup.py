@@ -71,7 +71,7 @@ def remove(path: Path, *, timeout_s: float) -> None:
 
 def _wait_empty(path: Path, timeout_s: float) -> None:
     """Wait on cgroup.events, which the kernel signals with POLLPRI when `populated` changes."""
-    with open(path / "cgroup.events", "rb", buffering=0) as events:
+    with (path / "cgroup.events").open("rb", buffering=0) as events:
         poll = select.poll()
         poll.register(events, select.POLLPRI)
         if b"populated 0" not in os.pread(events.fileno(), 4096, 0):

@@ -14,6 +14,8 @@ from kangaroo.net.observe import observe
 from kangaroo.net.plan import NetworkPlan, Operation, RedirectIngress, SetMtu, plan
 
 _LOG = logging.getLogger(__name__)
+# At debug level pyroute2 prints every message it parses, some kilobytes for each interface.
+logging.getLogger("pyroute2").setLevel(logging.INFO)
 
 _ETH_P_ALL = 0x0003
 _INGRESS = 0xFFFF0000
@@ -29,7 +31,7 @@ class PodNetwork:
     tap_fd: int
 
     def close(self) -> None:
-        """Close the tap; a second call does nothing. The device goes once QEMU has closed it too."""
+        """Close the tap; a second call does nothing. The device lives on in QEMU."""
         if self.tap_fd >= 0:
             os.close(self.tap_fd)
             self.tap_fd = -1

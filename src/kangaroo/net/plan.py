@@ -92,7 +92,7 @@ class GuestNetwork:
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """`operations` run in the pod's namespace, in order, after a tap named `tap` was created there."""
+    """`operations` run in the pod's namespace, in order, once a tap `tap` is there."""
 
     tap: str
     operations: tuple[Operation, ...]

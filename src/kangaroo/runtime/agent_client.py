@@ -47,7 +47,7 @@ class VolumeFlush:
 
 
 class AgentClient:
-    """Calls on one control connection. Errors are `kangaroo.errors`; a lost guest is `Unavailable`."""
+    """Calls on one control connection. Errors are ours; a lost guest is `Unavailable`."""
 
     def __init__(self, client: Client, *, timeout_s: float) -> None:
         self._client = client
@@ -98,7 +98,7 @@ class AgentClient:
         options: str,
         timeout_s: float,
     ) -> Message:
-        """Mount a volume in the guest, once; `mount_point` and `super_options`. Raises MountFailed."""
+        """Mount a volume, once; `mount_point` and `super_options`. Raises MountFailed."""
         try:
             return await self._call(
                 Method.MOUNT_NAS,
@@ -110,7 +110,7 @@ class AgentClient:
                 options=options,
                 timeout_s=timeout_s,
             )
-        except _AgentFailure as failure:
+        except _AgentFailureError as failure:
             raise MountFailed(
                 source, options, failure.message, errno=failure.errno, hint=failure.hint
             ) from failure
@@ -152,7 +152,12 @@ class AgentClient:
         return _integer(answer, "pid")
 
     async def signal_process(
-        self, *, container_id: str, exec_id: str, signal: int, all: bool = False
+        self,
+        *,
+        container_id: str,
+        exec_id: str,
+        signal: int,
+        all: bool = False,  # noqa: A002 - the protocol's name
     ) -> None:
         """Send a signal. Raises NotFound when the process has exited."""
         await self._call(
@@ -202,13 +207,13 @@ class AgentClient:
         return await self._call(Method.CONTAINER_STATS, container_id=container_id)
 
     async def volume_stats(self, *, volume_id: str, timeout_s: float) -> Message:
-        """statfs and mountstats of a NAS volume."""
+        """A NAS volume's statfs and mountstats."""
         return await self._call(
             Method.VOLUME_STATS, wait_s=timeout_s + 5, volume_id=volume_id, timeout_s=timeout_s
         )
 
     async def next_event(self) -> Message:
-        """Wait, without a bound, for something that happened in the guest: `type`, `container_id`."""
+        """Wait, unbounded, for what happened in the guest: `type`, `container_id`."""
         return await self._call(Method.NEXT_EVENT, wait_s=None)
 
     async def shutdown(self, *, timeout_s: float) -> tuple[VolumeFlush, ...]:
@@ -238,7 +243,7 @@ class AgentClient:
             ) from error
 
 
-class _AgentFailure(KangarooError):
+class _AgentFailureError(KangarooError):
     """The agent could not do it for a reason that no other class names."""
 
     def __init__(self, message: str, *, errno: int | None, hint: str | None) -> None:
@@ -267,7 +272,9 @@ def _domain_error(method: Method, error: RpcError) -> KangarooError:
         kind = _CLASSES.get(error.code)
         if kind is not None:
             return kind(f"{method.value}: {error.message}", hint=hint)
-    return _AgentFailure(error.message, errno=number if _is_integer(number) else None, hint=hint)
+    return _AgentFailureError(
+        error.message, errno=number if _is_integer(number) else None, hint=hint
+    )
 
 
 def _flush(volume: Any) -> VolumeFlush:
@@ -281,9 +288,9 @@ def _flush(volume: Any) -> VolumeFlush:
 
 def _integer(answer: Message, key: str) -> int:
     value = answer.get(key)
-    if not _is_integer(value):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise _malformed(key, value)
-    return int(value)
+    return value
 
 
 def _is_integer(value: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import grp
-import os
 import pwd
 import tomllib
 from dataclasses import dataclass
@@ -74,7 +73,7 @@ class RuntimeConfig:
             if not path.is_file():
                 raise FailedPrecondition(
                     f"guest image: {path} does not exist",
-                    hint="build it with `kangaroo guest build` and put it there, or set guest_image",
+                    hint="build it with `kangaroo guest build` or set guest_image",
                 )
 
 
@@ -92,7 +91,7 @@ def load(path: Path = DEFAULT_PATH) -> RuntimeConfig:
 
 
 def parse(document: dict[str, Any], origin: str) -> RuntimeConfig:
-    """The configuration of a decoded document; `origin` names it in errors. Raises InvalidRequest."""
+    """The configuration of a document; `origin` names it in errors. Raises InvalidRequest."""
     fields = {field.name: field for field in dataclasses.fields(RuntimeConfig)}
     values = {}
     for key, value in document.items():
@@ -103,7 +102,7 @@ def parse(document: dict[str, Any], origin: str) -> RuntimeConfig:
 
 
 def _convert(field: str, value: Any, default: Any) -> Any:
-    """`value` as the type of `default`. bool is not an int here, and sizes and times are positive."""
+    """As the type of `default`. bool is not an int here, and sizes and times are positive."""
     if isinstance(default, bool):
         return _expect(field, value, bool, "true or false")
     if isinstance(default, Accelerator):
@@ -118,7 +117,7 @@ def _convert(field: str, value: Any, default: Any) -> Any:
     return _positive(field, value, type(default))
 
 
-def _positive(field: str, value: Any, kind: type[int] | type[float]) -> int | float:
+def _positive(field: str, value: Any, kind: type[int | float]) -> int | float:
     accepted = (int, float) if kind is float else (int,)
     if isinstance(value, bool) or not isinstance(value, accepted) or not value > 0:
         raise InvalidRequest(field, f"{value!r} is not a positive {kind.__name__}")
@@ -154,7 +153,7 @@ def _user(user: str) -> tuple[int, int]:
 
 def _kvm_groups() -> tuple[int, ...]:
     try:
-        return (os.stat("/dev/kvm").st_gid,)
+        return (Path("/dev/kvm").stat().st_gid,)
     except OSError:
         pass
     try:

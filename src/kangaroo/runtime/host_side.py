@@ -21,8 +21,8 @@ from kangaroo.linux import cgroup, vsock
 from kangaroo.runtime import state as state_file
 from kangaroo.runtime import virtiofsd
 from kangaroo.runtime.config import RuntimeConfig
-from kangaroo.runtime.sandbox_paths import SandboxPaths
 from kangaroo.runtime.recovery import remove_directory
+from kangaroo.runtime.sandbox_paths import SandboxPaths
 from kangaroo.runtime.shared_dir import SharedDirectory
 from kangaroo.runtime.sizing import MachineSize
 from kangaroo.runtime.state import ProcessIdentity, SandboxState
@@ -30,7 +30,13 @@ from kangaroo.runtime.streams import StreamHub
 from kangaroo.vmm.child import Child
 from kangaroo.vmm.confinement import Confinement
 from kangaroo.vmm.machine import LaunchPaths, Machine, open_console, qmp_listener
-from kangaroo.vmm.spec import GuestImage, MachineSpec, NetworkDevice, VsockDevice
+from kangaroo.vmm.spec import (
+    KERNEL_PARAMETERS,
+    GuestImage,
+    MachineSpec,
+    NetworkDevice,
+    VsockDevice,
+)
 from kangaroo.wire.agent_protocol import DEBUG_KEY, PORT_KEY
 
 if TYPE_CHECKING:
@@ -207,7 +213,7 @@ class HostSide:
     def _command_line(self) -> tuple[str, ...]:
         debug = (f"{DEBUG_KEY}=1",) if self.config.guest_debug else ("quiet",)
         root = ("console=ttyS0", "root=/dev/vda", "ro", "rootfstype=erofs", "panic=-1")
-        return (*root, *debug, f"{PORT_KEY}={self._port}", *self.placement.kernel_parameters)
+        return (*root, *KERNEL_PARAMETERS, *debug, f"{PORT_KEY}={self._port}", *self.placement.kernel_parameters)
 
     def _network_device(self, stack: contextlib.ExitStack) -> NetworkDevice | None:
         if self.network is None:

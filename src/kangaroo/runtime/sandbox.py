@@ -42,7 +42,8 @@ class Sandbox:
     """One running sandbox. Made by `boot`; every method may be called again."""
 
     def __init__(self, host: HostSide, agent: AgentClient, volumes: Passthrough) -> None:
-        assert host.machine is not None and host.hub is not None
+        assert host.machine is not None
+        assert host.hub is not None
         self.agent = agent
         self._host = host
         self._machine = host.machine
@@ -69,7 +70,12 @@ class Sandbox:
 
     @classmethod
     async def boot(
-        cls, *, sandbox_id: str, bundle: Path, spec: Mapping[str, Any], config: RuntimeConfig
+        cls,
+        *,
+        sandbox_id: str,
+        bundle: Path,  # noqa: ARG003 - the pause container that it holds does not run
+        spec: Mapping[str, Any],
+        config: RuntimeConfig,
     ) -> Sandbox:
         """Start a sandbox for the pod of `spec`; its guest is configured when this returns.
 
@@ -230,8 +236,9 @@ def _plan(
 
 
 async def _connect_agent(host: HostSide) -> AgentClient:
-    """Wait for the guest's first connection while QEMU lives; errors carry the end of its console."""
-    assert host.machine is not None and host.hub is not None
+    """Wait for the guest's first connection while QEMU lives; errors carry its console."""
+    assert host.machine is not None
+    assert host.hub is not None
     timeout_s = host.config.boot_timeout_s
     control = asyncio.ensure_future(host.hub.control())
     ended = asyncio.ensure_future(host.machine.wait())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ class RootfsMount:
 
 
 class SharedDirectory:
-    """The exported tree of one sandbox. Every method is idempotent; mount errors are `MountFailed`."""
+    """One sandbox's exported tree. Every method is idempotent; mount errors are `MountFailed`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -150,7 +149,7 @@ async def _is_directory(source: str, *, remote: bool, timeout_s: float) -> bool:
         directory, regular = kind.strip() == "directory", kind.startswith("regular")
     else:
         try:
-            mode = os.stat(source).st_mode
+            mode = Path(source).stat().st_mode
         except FileNotFoundError as error:
             raise InvalidRequest("mount source", f"{source} does not exist") from error
         directory, regular = stat.S_ISDIR(mode), stat.S_ISREG(mode)

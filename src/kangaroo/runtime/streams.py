@@ -34,10 +34,10 @@ class Stream:
     """
 
     token: str
-    _socket: asyncio.Future[socket.socket] = field(repr=False)
+    arrival: asyncio.Future[socket.socket] = field(repr=False)
 
     def __await__(self) -> Any:
-        return asyncio.shield(self._socket).__await__()
+        return asyncio.shield(self.arrival).__await__()
 
 
 @dataclass
@@ -103,7 +103,7 @@ class StreamHub:
         Idempotent.
         """
         self._waiting.pop(stream.token, None)
-        _drop(stream._socket)
+        _drop(stream.arrival)
 
     async def aclose(self) -> None:
         """Stop accepting; fail everything that waits. Sockets that were handed out stay open.
@@ -115,7 +115,7 @@ class StreamHub:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._listener.close()
         lost = Unavailable("the guest is gone")
-        for future in (self._control, *(stream._socket for stream in self._waiting.values())):
+        for future in (self._control, *(stream.arrival for stream in self._waiting.values())):
             if not future.done():
                 future.set_exception(lost)
                 future.exception()  # somebody may wait or nobody; neither is worth a warning
@@ -157,15 +157,15 @@ class StreamHub:
             sock.close()
             raise
         stream = self._waiting.pop(token, None)
-        if stream is None or stream._socket.done():
+        if stream is None or stream.arrival.done():
             _LOG.warning("closed a stream with an unknown token")
             sock.close()
         else:
-            stream._socket.set_result(sock)
+            stream.arrival.set_result(sock)
 
 
 async def _read_token(sock: socket.socket) -> str:
-    """Exactly the token line; not a byte of what follows is consumed. Raises ValueError, OSError."""
+    """Exactly the token line; what follows is not consumed. Raises ValueError, OSError."""
     loop = asyncio.get_running_loop()
     line = b""
     while len(line) < TOKEN_HEX_DIGITS + 1:

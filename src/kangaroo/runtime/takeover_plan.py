@@ -24,7 +24,7 @@ class OnNode:
 
 @dataclass(frozen=True)
 class OnPlaceholder:
-    """The volume went into a guest before: `placeholder` is the volume's mount point on the node."""
+    """The volume is in a guest: `placeholder` is the volume's mount point on the node."""
 
     placeholder: MountEntry
     subpath: str
@@ -80,7 +80,7 @@ class PodMounts:
             if entry.device == volume.device
             and _within(entry.mount_point, self._pod_directory)
             and _beneath_source(volume.source, entry.source) is not None
-            and self._nearest_volume(entry) == volume
+            and self._part_of(entry, volume)
         ]
         found.sort(key=lambda entry: (len(entry.mount_point), entry.mount_id), reverse=True)
         return tuple(entry.mount_point for entry in found)
@@ -95,6 +95,10 @@ class PodMounts:
             if volume.device == entry.device and volume.root == "/":
                 return OnPlaceholder(volume, _join(entry.root.strip("/"), inside))
         return NotNas()
+
+    def _part_of(self, entry: MountEntry, volume: MountEntry) -> bool:
+        nearest = self._nearest_volume(entry)
+        return nearest is not None and nearest.mount_point == volume.mount_point
 
     def _nearest_volume(self, entry: MountEntry) -> MountEntry | None:
         """The pod's volume that `entry` is a part of: itself, or the one of the longest source that

@@ -24,16 +24,16 @@ async def start(
 
     Raises FailedPrecondition when the program is not there, OSError.
     """
+    if not os.access(binary, os.X_OK):
+        raise FailedPrecondition(f"{binary} is not there or cannot be executed")
     with _listener(socket_path) as listener:
-        try:
-            child = await Child.spawn(
-                "virtiofsd",
-                confinement.wrap(arguments(binary, shared, listener.fileno())),
-                log_path=log,
-                descriptors=(listener.fileno(),),
-            )
-        except FileNotFoundError as error:
-            raise FailedPrecondition(f"{binary} cannot be run: {error}") from error
+        child = await Child.spawn(
+            "virtiofsd",
+            arguments(binary, shared, listener.fileno()),
+            confinement=confinement,
+            log_path=log,
+            descriptors=(listener.fileno(),),
+        )
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         await asyncio.to_thread(connection.connect, str(socket_path))
     return child, connection
@@ -62,7 +62,7 @@ def _listener(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.bind(str(path))
-        os.chmod(path, 0o600)
+        path.chmod(0o600)
         sock.listen(1)
     except BaseException:
         sock.close()

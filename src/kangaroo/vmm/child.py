@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kangaroo.errors import CommandFailed, DeadlineExceeded
+from kangaroo.vmm.confinement import Confinement
 
 _LOG = logging.getLogger(__name__)
 _TAIL_BYTES = 2048
@@ -36,14 +37,21 @@ class Child:
 
     @classmethod
     async def spawn(
-        cls, name: str, argv: tuple[str, ...], *, log_path: Path, descriptors: tuple[int, ...] = ()
+        cls,
+        name: str,
+        argv: tuple[str, ...],
+        *,
+        confinement: Confinement,
+        log_path: Path,
+        descriptors: tuple[int, ...] = (),
     ) -> Child:
         """Start `argv` in its own session. Raises OSError when it cannot be executed."""
-        _LOG.debug("spawn name=%s argv=%s", name, shlex.join(argv))
+        wrapped = confinement.wrap(argv)
+        _LOG.debug("spawn name=%s argv=%s", name, shlex.join(wrapped))
         log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             process = await asyncio.create_subprocess_exec(
-                *argv,
+                *wrapped,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -103,7 +111,7 @@ class Child:
     def log_tail(self) -> str:
         """The last part of its log, as text."""
         try:
-            with open(self.log_path, "rb") as log:
+            with self.log_path.open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
                 return log.read().decode(errors="replace").strip()
         except OSError as error:
@@ -123,7 +131,7 @@ class Child:
         """Wait for a child that is about to end by itself; SIGKILL it after `grace_s`."""
         try:
             return await asyncio.wait_for(self._process.wait(), grace_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             _LOG.warning("child does not end, killing it name=%s pid=%d", self.name, self.pid)
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()

@@ -61,7 +61,8 @@ class Machine:
             require_kvm()
         child = await Child.spawn(
             "qemu",
-            confinement.wrap(argv(spec)),
+            argv(spec),
+            confinement=confinement,
             log_path=paths.log,
             descriptors=spec.descriptors,
         )
@@ -124,7 +125,7 @@ class Machine:
         return status
 
     async def _execute(self, command: str) -> object:
-        from qemu.qmp import QMPError
+        from qemu.qmp import QMPError  # noqa: PLC0415 - see _connect_qmp
 
         try:
             return await self._qmp.execute(command)
@@ -138,7 +139,8 @@ class Machine:
 
 
 async def _connect_qmp(name: str, path: Path) -> QMPClient:
-    from qemu.qmp import QMPClient
+    # Imported while QEMU starts: what only plans or describes a machine does not pay for it.
+    from qemu.qmp import QMPClient  # noqa: PLC0415
 
     client = QMPClient(name)
     await client.connect(str(path))
@@ -150,7 +152,7 @@ def qmp_listener(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.bind(str(path))
-        os.chmod(path, 0o600)
+        path.chmod(0o600)
         sock.listen(1)
     except BaseException:
         sock.close()
@@ -165,7 +167,7 @@ def require_kvm(path: Path = KVM_PATH) -> None:
     except OSError as error:
         raise FailedPrecondition(
             f"{path} cannot be opened: {error.strerror}",
-            hint="a sandboxed pod needs a node with KVM: enable virtualisation and load kvm_amd or kvm_intel",
+            hint="a sandboxed pod needs KVM: enable virtualisation, load kvm_amd or kvm_intel",
         ) from error
 
 

@@ -1,0 +1,94 @@
+"""The runtime's configuration: defaults, conversions, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kangaroo.errors import FailedPrecondition, InvalidRequest
+from kangaroo.runtime import config
+from kangaroo.runtime.config import RuntimeConfig
+from kangaroo.runtime.sizing import MachineSize, machine_size
+from kangaroo.vmm.spec import Accelerator
+
+
+def test_no_file_means_defaults(tmp_path: Path) -> None:
+    assert config.load(tmp_path / "absent.toml") == RuntimeConfig()
+
+
+def test_values_get_their_types(tmp_path: Path) -> None:
+    path = tmp_path / "runtime.toml"
+    path.write_text(
+        'guest_image = "/srv/guest"\naccelerator = "tcg"\nmemory_mib = 512\n'
+        "boot_timeout_s = 5\nguest_debug = true\n"
+    )
+    loaded = config.load(path)
+    assert loaded.rootfs == Path("/srv/guest/rootfs.erofs")
+    assert loaded.accelerator is Accelerator.TCG
+    assert (loaded.memory_mib, loaded.boot_timeout_s, loaded.guest_debug) == (512, 5.0, True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("memory", 512),
+        ("memory_mib", "512"),
+        ("memory_mib", 0),
+        ("memory_mib", True),
+        ("memory_mib", 1.5),
+        ("boot_timeout_s", -1),
+        ("accelerator", "hvf"),
+        ("guest_image", "guest"),
+        ("guest_debug", 1),
+        ("user", 3),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(key: str, value: object) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        config.parse({key: value}, "runtime.toml")
+    assert raised.value.field == f"runtime.toml: {key}"
+
+
+def test_broken_toml_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "runtime.toml"
+    path.write_text("memory_mib =")
+    with pytest.raises(InvalidRequest, match=r"runtime\.toml"):
+        config.load(path)
+
+
+def test_an_absent_guest_image_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="vmlinuz does not exist"):
+        RuntimeConfig(guest_image=tmp_path).require_guest_image()
+
+
+def test_an_unknown_user_is_named() -> None:
+    with pytest.raises(FailedPrecondition, match="no-such-user"):
+        RuntimeConfig(user="no-such-user").credentials()
+
+
+def test_root_needs_no_credentials() -> None:
+    assert RuntimeConfig(user="0").credentials() is None
+
+
+@pytest.mark.parametrize(
+    ("annotations", "size"),
+    [
+        ({}, MachineSize(1280, 1)),
+        ({"memory": "0", "cpu-quota": "0", "cpu-period": "100000"}, MachineSize(1280, 1)),
+        ({"memory": str(512 << 20)}, MachineSize(768, 1)),
+        ({"memory": str((512 << 20) + 1)}, MachineSize(769, 1)),
+        ({"cpu-quota": "150000", "cpu-period": "100000"}, MachineSize(1280, 2)),
+        ({"cpu-quota": "-1", "cpu-period": "100000"}, MachineSize(1280, 1)),
+        ({"cpu-quota": "9900000", "cpu-period": "100000"}, MachineSize(1280, 16)),
+        ({"memory": str(1 << 50)}, MachineSize(65536, 1)),
+    ],
+)
+def test_machine_size(annotations: dict[str, str], size: MachineSize) -> None:
+    full = {f"io.kubernetes.cri.sandbox-{key}": value for key, value in annotations.items()}
+    assert machine_size(full, RuntimeConfig()) == size
+
+
+def test_a_size_that_is_no_number_is_named() -> None:
+    with pytest.raises(InvalidRequest, match="sandbox-memory"):
+        machine_size({"io.kubernetes.cri.sandbox-memory": "1Gi"}, RuntimeConfig())

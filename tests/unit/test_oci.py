@@ -1,0 +1,212 @@
+"""From containerd's specification to the guest's."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from kangaroo.errors import InvalidRequest, Unsupported
+from kangaroo.runtime import admission, oci
+from kangaroo.runtime.oci import Bind, NasBind, SharedBind
+
+SANDBOX = "5a4d"
+SHM = f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{SANDBOX}/shm"
+
+SPEC: dict[str, Any] = {
+    "ociVersion": "1.1.0",
+    "hostname": "web-0",
+    "process": {
+        "args": ["/bin/sh"],
+        "user": {"uid": 0, "gid": 0},
+        "capabilities": {"bounding": ["CAP_CHOWN"]},
+        "apparmorProfile": "cri-containerd.apparmor.d",
+        "selinuxLabel": "system_u",
+        "oomScoreAdj": 1000,
+        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+    },
+    "root": {"path": "rootfs", "readonly": True},
+    "mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid"]},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "ro"]},
+        {"destination": "/dev/shm", "type": "bind", "source": SHM, "options": ["rbind", "rw"]},
+        {"destination": "/data", "type": "bind", "source": "/v/data", "options": ["rbind", "rw"]},
+        {"destination": "/etc/hosts", "type": "", "source": "/v/hosts", "options": ["bind", "ro"]},
+    ],
+    "hooks": {"prestart": [{"path": "/bin/true"}]},
+    "annotations": {"run.oci.handler": "wasm"},
+    "linux": {
+        "cgroupsPath": "kubepods-pod1.slice:cri-containerd:c1",
+        "namespaces": [
+            {"type": "pid"},
+            {"type": "ipc", "path": "/proc/1/ns/ipc"},
+            {"type": "uts", "path": "/proc/1/ns/uts"},
+            {"type": "mount"},
+            {"type": "network", "path": "/proc/1/ns/net"},
+            {"type": "cgroup"},
+        ],
+        "resources": {
+            "devices": [{"allow": False, "access": "rwm"}],
+            "memory": {"limit": 1 << 28, "swap": 1 << 28},
+            "cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "0-3", "mems": "0"},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+            "blockIO": {"weight": 10},
+            "unified": {"memory.oom.group": "1"},
+        },
+        "maskedPaths": ["/proc/kcore"],
+        "readonlyPaths": ["/proc/sys"],
+        "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
+        "sysctl": {"net.core.somaxconn": "1024"},
+        "mountLabel": "system_u",
+    },
+}
+
+
+def changed(**linux: Any) -> dict[str, Any]:
+    """SPEC with some of `linux` replaced."""
+    spec = copy.deepcopy(SPEC)
+    spec["linux"].update(linux)
+    return spec
+
+
+def guest(spec: dict[str, Any]) -> dict[str, Any]:
+    placements = {3: NasBind("nas-1", "sub", create=True), 4: SharedBind(4)}
+    return oci.guest_spec(spec, container_id="c1", sandbox_id=SANDBOX, placements=placements)
+
+
+def test_binds_are_what_the_node_must_provide() -> None:
+    assert oci.binds(SPEC, SANDBOX) == (
+        Bind(3, "/v/data", "/data", read_only=False),
+        Bind(4, "/v/hosts", "/etc/hosts", read_only=True),
+    )
+
+
+def test_an_empty_dir_on_dev_shm_is_a_bind() -> None:
+    spec = copy.deepcopy(SPEC)
+    spec["mounts"][2]["source"] = "/var/lib/kubelet/pods/u/volumes/empty/shm"
+    assert oci.binds(spec, SANDBOX)[0].destination == "/dev/shm"
+
+
+@pytest.mark.parametrize("key", ["source", "destination"])
+def test_relative_paths_are_refused(key: str) -> None:
+    spec = copy.deepcopy(SPEC)
+    spec["mounts"][3][key] = "data"
+    with pytest.raises(InvalidRequest, match=rf"mounts\[3\]\.{key}"):
+        oci.binds(spec, SANDBOX)
+
+
+def test_the_guest_sees_its_own_paths() -> None:
+    mounts = guest(SPEC)["mounts"]
+    assert guest(SPEC)["root"] == {"path": "/run/kangaroo/shared/c1/rootfs", "readonly": True}
+    assert mounts[:2] == SPEC["mounts"][:2]
+    assert mounts[2]["source"] == "/dev/shm"
+    assert mounts[3]["source"] == ""
+    assert mounts[4] == {
+        "destination": "/etc/hosts",
+        "type": "bind",
+        "source": "/run/kangaroo/shared/c1/mounts/4",
+        "options": ["bind", "ro"],
+    }
+
+
+def test_nas_binds_are_named_to_the_agent() -> None:
+    placements = {4: SharedBind(4), 3: NasBind("nas-1", "sub", create=True)}
+    assert oci.volumes(SPEC, placements) == [
+        {"destination": "/data", "volume_id": "nas-1", "subpath": "sub", "create": True}
+    ]
+
+
+def test_the_nodes_view_goes_and_the_isolation_stays() -> None:
+    result = guest(SPEC)
+    assert set(result) == {"ociVersion", "process", "root", "mounts", "linux"}
+    assert result["process"] == {
+        key: value
+        for key, value in SPEC["process"].items()
+        if key not in ("apparmorProfile", "selinuxLabel")
+    }
+    assert result["linux"] == {
+        "cgroupsPath": "/kangaroo/c1",
+        "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "cgroup"}],
+        "resources": {
+            "devices": [{"allow": False, "access": "rwm"}],
+            "memory": {"limit": 1 << 28},
+            "cpu": {"shares": 512, "quota": 50000, "period": 100000},
+            "unified": {"memory.oom.group": "1"},
+        },
+        "maskedPaths": ["/proc/kcore"],
+        "readonlyPaths": ["/proc/sys"],
+        "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
+    }
+
+
+def test_the_original_is_not_changed() -> None:
+    before = copy.deepcopy(SPEC)
+    guest(SPEC)["process"]["args"].append("x")
+    assert before == SPEC
+
+
+def test_sysctls_become_kernel_parameters() -> None:
+    spec = changed(sysctl={"net.ipv4.ping_group_range": "0 1", "kernel.shm_rmid_forced": "1"})
+    assert oci.kernel_parameters(spec) == (
+        "sysctl.kernel.shm_rmid_forced=1",
+        'sysctl.net.ipv4.ping_group_range="0 1"',
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("kernel.x", '1" init=/bin/sh'), ("kernel.x y", "1"), ("kernel.x", "1\n"), ("kernel", "1")],
+)
+def test_a_sysctl_cannot_break_out_of_the_command_line(name: str, value: str) -> None:
+    with pytest.raises(InvalidRequest, match="sysctl"):
+        oci.kernel_parameters(changed(sysctl={name: value}))
+
+
+def without_namespace(kind: str) -> dict[str, Any]:
+    return changed(namespaces=[n for n in SPEC["linux"]["namespaces"] if n["type"] != kind])
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        (without_namespace("network"), "hostNetwork"),
+        (without_namespace("pid"), "hostPID"),
+        (without_namespace("ipc"), "hostIPC"),
+        (changed(namespaces=[*SPEC["linux"]["namespaces"], {"type": "user"}]), "hostUsers"),
+    ],
+)
+def test_the_nodes_namespaces_are_refused(spec: dict[str, Any], field: str) -> None:
+    with pytest.raises(Unsupported, match=field):
+        admission.check_sandbox(spec)
+    with pytest.raises(Unsupported, match=field):
+        admission.check_container(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        (changed(devices=[{"path": "/dev/sda", "type": "b"}]), "device /dev/sda"),
+        (changed(resources={"devices": [{"allow": True, "access": "rwm"}]}), "privileged"),
+        (changed(namespaces=[
+            *(n for n in SPEC["linux"]["namespaces"] if n["type"] != "pid"),
+            {"type": "pid", "path": "/proc/7/ns/pid"},
+        ]), "shareProcessNamespace"),
+    ],
+)  # fmt: skip
+def test_what_needs_the_node_is_refused(spec: dict[str, Any], field: str) -> None:
+    with pytest.raises(Unsupported, match=field):
+        admission.check_container(spec)
+
+
+def test_a_writable_sysfs_means_privileged() -> None:
+    spec = copy.deepcopy(SPEC)
+    spec["mounts"][1]["options"] = ["nosuid", "rw"]
+    with pytest.raises(Unsupported, match="privileged"):
+        admission.check_container(spec)
+
+
+def test_an_ordinary_container_is_admitted() -> None:
+    admission.check_sandbox(SPEC)
+    admission.check_container(SPEC)
+    assert admission.network_namespace(SPEC) == "/proc/1/ns/net"
