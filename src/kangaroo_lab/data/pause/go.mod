@@ -1,0 +1,3 @@
+module kangaroo.io/lab/pause
+
+go 1.21
