@@ -18,7 +18,8 @@ MANIFEST = Path(__file__).parents[2] / "examples" / "nas.yaml"
 ROUNDS = 3
 # What a sandbox may leave: each command lists those that exist, one a line.
 TRACES = {
-    "process": "pgrep -af 'containerd-shim-kangaroo|qemu-system|virtiofsd' || true",
+    # In brackets, so that pgrep does not find the shell that runs it.
+    "process": "pgrep -af '[c]ontainerd-shim-kangaroo|[q]emu-system|[v]irtiofsd' || true",
     "mount": "grep -E 'kangaroo|nas-pv-csi| nfs4? ' /proc/1/mountinfo || true",
     "tap": "ip -o link show type tun || true",
     "network namespace": "ip netns list | cut -d' ' -f1",

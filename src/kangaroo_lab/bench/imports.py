@@ -69,10 +69,8 @@ def _timed(modules: Sequence[str]) -> float:
 
 
 def _start(modules: Sequence[str], *flags: str) -> str:
-    lines = [
-        f"import sys; sys.path.insert(0, {_SOURCE!r})",
-        *(f"import {name}" for name in modules),
-    ]
-    argv = [sys.executable, "-I", "-S", *flags, "-c", "\n".join(lines if modules else ["pass"])]
+    lines = ["import sys", f"sys.path[:0] = {_PATHS!r}"] if modules else ["pass"]
+    lines += [f"import {name}" for name in modules]
+    argv = [sys.executable, "-I", "-S", *flags, "-c", "\n".join(lines)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
     return done.stderr
