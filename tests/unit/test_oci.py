@@ -9,7 +9,7 @@ import pytest
 
 from kangaroo.errors import InvalidRequest, Unsupported
 from kangaroo.runtime import admission, oci
-from kangaroo.runtime.oci import Bind, NasBind, SharedBind
+from kangaroo.runtime.oci import Bind, NasBind, Placement, SharedBind
 
 SANDBOX = "5a4d"
 SHM = f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{SANDBOX}/shm"
@@ -71,7 +71,7 @@ def changed(**linux: Any) -> dict[str, Any]:
 
 
 def guest(spec: dict[str, Any]) -> dict[str, Any]:
-    placements = {3: NasBind("nas-1", "sub", create=True), 4: SharedBind(4)}
+    placements: dict[int, Placement] = {3: NasBind("nas-1", "sub", create=True), 4: SharedBind(4)}
     return oci.guest_spec(spec, container_id="c1", sandbox_id=SANDBOX, placements=placements)
 
 
@@ -111,7 +111,7 @@ def test_the_guest_sees_its_own_paths() -> None:
 
 
 def test_nas_binds_are_named_to_the_agent() -> None:
-    placements = {4: SharedBind(4), 3: NasBind("nas-1", "sub", create=True)}
+    placements: dict[int, Placement] = {4: SharedBind(4), 3: NasBind("nas-1", "sub", create=True)}
     assert oci.volumes(SPEC, placements) == [
         {"destination": "/data", "volume_id": "nas-1", "subpath": "sub", "create": True}
     ]

@@ -78,6 +78,7 @@ class StreamHub:
         self._is_guest = is_guest
         self._waiting: dict[str, Stream] = {}
         self._control: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        self._control_taken = False
         self._unproven: set[asyncio.Task[None]] = set()
         self._task = asyncio.create_task(self._accept(), name="vsock-accept")
 
@@ -96,13 +97,17 @@ class StreamHub:
 
     async def control(self) -> socket.socket:
         """The guest's first connection. Raises Unavailable when the hub is closed first."""
-        return await asyncio.shield(self._control)
+        sock = await asyncio.shield(self._control)
+        self._control_taken = True
+        return sock
 
     def revoke(self, stream: Stream) -> None:
         """Make a token worthless; a socket that the guest had connected already is closed.
         Idempotent.
         """
         self._waiting.pop(stream.token, None)
+        if not stream.arrival.done():
+            stream.arrival.cancel()
         _drop(stream.arrival)
 
     async def aclose(self) -> None:
@@ -114,6 +119,8 @@ class StreamHub:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._listener.close()
+        if not self._control_taken:
+            _drop(self._control)
         lost = Unavailable("the guest is gone")
         for future in (self._control, *(stream.arrival for stream in self._waiting.values())):
             if not future.done():
@@ -179,8 +186,7 @@ async def _read_token(sock: socket.socket) -> str:
 
 
 def _drop(future: asyncio.Future[socket.socket]) -> None:
-    if not future.done():
-        future.cancel()
-    elif not future.cancelled() and future.exception() is None:
+    """Close a socket that arrived and that nobody took."""
+    if future.done() and not future.cancelled() and future.exception() is None:
         with contextlib.suppress(OSError):
             future.result().close()
