@@ -33,7 +33,10 @@ class Guest:
         return sock
 
     async def closed(self, sock: socket.socket) -> bool:
-        return await asyncio.get_running_loop().sock_recv(sock, 1) == b""
+        try:
+            return await asyncio.get_running_loop().sock_recv(sock, 1) == b""
+        except ConnectionResetError:  # closed with bytes unread
+            return True
 
 
 @asynccontextmanager
