@@ -1,0 +1,185 @@
+"""The shim's commands as containerd runs them: real processes, no guest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kangaroo.runtime.spec_read import CONTAINER_TYPE, SANDBOX_ID
+from kangaroo.runtime.task_service import SERVICE
+from kangaroo.wire.aio import Client
+from kangaroo.wire.gen import task_pb2 as task
+
+SOURCE = Path(__file__).parents[2] / "src"
+TIMEOUT_S = 30
+
+
+class Shim:
+    """The entry script with a state directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.state = directory / "state"
+        self.config = directory / "runtime.toml"
+        self.config.write_text(f'state_root = "{self.state}"\n')
+        self.script = directory / "containerd-shim-kangaroo-v2"
+        self.script.write_text(
+            f"import sys\nsys.path[:0] = {[str(SOURCE), *_site_packages()]!r}\n"
+            "from kangaroo.runtime.shim import main\nsys.exit(main())\n"
+        )
+
+    def bundle(self, name: str, pod: str) -> Path:
+        bundle = self.directory / name
+        bundle.mkdir()
+        kind = "sandbox" if name == pod else "container"
+        annotations = {CONTAINER_TYPE: kind, SANDBOX_ID: pod}
+        (bundle / "config.json").write_text(json.dumps({"annotations": annotations}))
+        return bundle
+
+    def run(self, command: str, bundle: Path) -> subprocess.CompletedProcess[bytes]:
+        argv = [sys.executable, "-I", "-S", str(self.script), "-namespace", "test"]
+        argv += ["-config", str(self.config), "-id", bundle.name, "-bundle", str(bundle), command]
+        return subprocess.run(
+            argv,
+            cwd=bundle,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+
+    def start(self, bundle: Path) -> str:
+        done = self.run("start", bundle)
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout.decode()
+
+    def delete(self, bundle: Path) -> task.DeleteResponse:
+        done = self.run("delete", bundle)
+        assert done.returncode == 0, done.stderr  # containerd logs what else is there as warnings
+        return task.DeleteResponse.FromString(done.stdout)
+
+    def daemon(self, pod: str) -> int:
+        return int((self.state / pod / "shim.pid").read_text())
+
+
+def _site_packages() -> list[str]:
+    return [path for path in sys.path if path.endswith("site-packages")]
+
+
+@pytest.fixture
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
+    shim = Shim(tmp_path_factory.mktemp("s"))
+    yield shim
+    for pid_file in shim.state.glob("*/shim.pid"):
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+
+
+def _connect(address: str, container_id: str) -> task.ConnectResponse:
+    async def call() -> task.ConnectResponse:
+        client = await Client.connect_unix(address.removeprefix("unix://"))
+        request = task.ConnectRequest(id=container_id).SerializeToString()
+        payload = await client.call(SERVICE, "Connect", request, timeout_s=TIMEOUT_S)
+        await client.aclose()
+        return task.ConnectResponse.FromString(payload)
+
+    return asyncio.run(call())
+
+
+def _wait_gone(pid: int) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    assert poll.poll(TIMEOUT_S * 1000)
+    os.close(descriptor)
+
+
+def test_a_pod_has_one_shim(shim: Shim) -> None:
+    pod, app = shim.bundle("pod", "pod"), shim.bundle("app", "pod")
+    address = shim.start(pod)
+    assert address == f"unix://{shim.state}/pod/shim.sock"
+    assert (pod / "address").read_text() == address
+    daemon = shim.daemon("pod")
+    assert _connect(address, "pod").shim_pid == daemon
+    assert os.getsid(daemon) == daemon
+
+    assert shim.start(app) == shim.start(pod) == address
+    assert (app / "address").read_text() == address
+    assert shim.daemon("pod") == daemon
+
+
+def test_delete_spares_the_pod_of_a_container(shim: Shim) -> None:
+    pod, app = shim.bundle("pod", "pod"), shim.bundle("app", "pod")
+    address = shim.start(pod)
+    shim.start(app)
+    answer = shim.delete(app)
+    assert (answer.exit_status, answer.pid) == (137, 0)
+    assert answer.exited_at.seconds > 0
+    assert _connect(address, "app").task_pid == 0
+
+
+def test_delete_of_the_sandbox_ends_the_shim_and_may_be_repeated(shim: Shim) -> None:
+    pod = shim.bundle("pod", "pod")
+    address = shim.start(pod)
+    _connect(address, "pod")  # it is up: the signal handlers are set
+    daemon = shim.daemon("pod")
+    assert shim.delete(pod).exit_status == 137
+    _wait_gone(daemon)
+    assert not (shim.state / "pod").exists()
+    assert shim.delete(pod).exit_status == 137
+
+
+def test_delete_after_a_crash(shim: Shim) -> None:
+    pod, app = shim.bundle("pod", "pod"), shim.bundle("app", "pod")
+    shim.start(pod)
+    daemon = shim.daemon("pod")
+    os.kill(daemon, signal.SIGKILL)
+    _wait_gone(daemon)
+    assert shim.delete(app).exit_status == 137
+    assert shim.delete(pod).exit_status == 137
+    assert not (shim.state / "pod").exists()
+
+
+def test_start_replaces_a_dead_shim(shim: Shim) -> None:
+    pod = shim.bundle("pod", "pod")
+    address = shim.start(pod)
+    daemon = shim.daemon("pod")
+    os.kill(daemon, signal.SIGKILL)
+    _wait_gone(daemon)
+    assert shim.start(pod) == address
+    assert _connect(address, "pod").shim_pid == shim.daemon("pod") != daemon
+
+
+def test_a_container_without_its_sandbox_is_refused(shim: Shim) -> None:
+    done = shim.run("start", shim.bundle("app", "pod"))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"its sandbox pod is not running" in done.stderr
+    assert not shim.state.exists()
+
+
+def test_start_imports_little(shim: Shim) -> None:
+    """Budget: `start` must not load what only the daemon needs."""
+    code = (
+        f"import sys; sys.path[:0] = [{str(SOURCE)!r}]; import kangaroo.runtime.start\n"
+        "heavy = {'asyncio', 'dataclasses', 'google', 'logging', 'pathlib', 'subprocess'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code],
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[]\n", done.stderr
