@@ -13,12 +13,11 @@ import os
 import shutil
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
 from kangaroo.errors import KangarooError
-from kangaroo.runtime import paths
+from kangaroo.runtime import paths, shim_log
 from kangaroo.runtime.background import Background
 from kangaroo.runtime.config import RuntimeConfig, load
 from kangaroo.runtime.events import EventPublisher
@@ -36,7 +35,8 @@ _FLUSH_TIMEOUT_S = 5.0
 def run(options: ShimOptions) -> int:
     """Serve until told to end; return the exit status."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _configure_logging(options)
+    shim_log.configure(options.sandbox_id, debug=options.debug, bundle=".")
+    os.chdir("/")  # the bundle is containerd's to remove
     try:
         config = load(Path(options.config))
     except KangarooError as error:
@@ -85,11 +85,3 @@ def _remove(directory: Path) -> None:
             (directory / paths.SOCKET_NAME).unlink()
         return
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def _configure_logging(options: ShimOptions) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if options.debug else logging.INFO,
-        format=f"%(asctime)s %(levelname)s %(name)s sandbox={options.sandbox_id} %(message)s",
-    )
