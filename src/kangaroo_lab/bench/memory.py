@@ -33,7 +33,7 @@ class Memory:
 
 def measure(lab: Lab, pod: Pod, sandbox_id: str) -> Memory:
     """Read both sides now. Raises KangarooError when the node has no process of the sandbox."""
-    program = resources.files("kangaroo_lab").joinpath("data/node/sandbox_memory.py").read_text()
+    program = resources.files("kangaroo_lab").joinpath("data/bench/sandbox_memory.py").read_text()
     done = lab.nodes[pod.node].exec(["python3", "-I", "-S", "-", sandbox_id], input=program)
     parts: dict[str, int] = json.loads(done.stdout)
     if "qemu" not in parts:
