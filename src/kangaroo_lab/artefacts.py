@@ -73,7 +73,7 @@ def host_tools() -> Path:
 
 
 def kubernetes() -> Path:
-    """A directory with kubelet, kube-apiserver, kube-controller-manager, kube-scheduler and kubectl."""
+    """A directory with kubelet, kubectl and the programs of the control plane."""
 
     def build(output: Path) -> None:
         gobuild.build(

@@ -114,7 +114,7 @@ def _live_line(text: str) -> Iterator[None]:
 
 def duration(seconds: float) -> str:
     """`4.2 s`, `47 s`, `3 min 05 s`."""
-    if seconds < 10:  # noqa: PLR2004
+    if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

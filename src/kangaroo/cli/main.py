@@ -1,0 +1,65 @@
+"""`kangaroo`: the verbs. Each package registers its own; one that is not installed here is left out.
+
+A registered verb sets `run`, a function of the parsed arguments that returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kangaroo import __version__
+from kangaroo.errors import KangarooError
+
+# Modules with `register(subparsers)`, in the order of the help text. On a node there is no lab.
+_VERBS = ("kangaroo.guest.verbs", "kangaroo_lab.verbs", "kangaroo_lab.demo_verbs")
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; its exit status. 1 and one line on standard error for an expected failure."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if arguments.debug else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    run: Callable[[argparse.Namespace], int | None] = arguments.run
+    try:
+        return run(arguments) or 0
+    except KangarooError as error:
+        if arguments.debug:
+            raise
+        print(f"kangaroo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line with the verbs of the packages that are installed."""
+    top = argparse.ArgumentParser(
+        prog="kangaroo", description="NFS volumes mounted in the guest of VM-sandboxed pods."
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    top.add_argument("--debug", action="store_true", help="log every command; show tracebacks")
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+    for name in _VERBS:
+        _register(name, verbs)
+    return top
+
+
+def _register(name: str, verbs: Any) -> None:
+    package = name.partition(".")[0]
+    if importlib.util.find_spec(package) is None or importlib.util.find_spec(name) is None:
+        return
+    importlib.import_module(name).register(verbs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
