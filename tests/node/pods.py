@@ -26,6 +26,8 @@ ENABLE = "storage.alibabacloud.com/enable_nas_passthrough"
 FALLBACK = "kangaroo.io/nas-passthrough-fallback"
 PASSTHROUGH: Mapping[str, str] = {ENABLE: "true"}
 TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
+# The lab's NAS serves this directory to nodes only, not to pods.
+NODE_ONLY = "/nodeonly"
 DRIVER = "nasplugin.csi.alibabacloud.com"
 
 # A shell that ends at once on SIGTERM: PID 1 of a container ignores a signal that it has no

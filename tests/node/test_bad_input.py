@@ -19,8 +19,6 @@ from tests.node.pods import ENABLE, PASSTHROUGH, container, pod
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab, Node
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
-
 # The driver's own deadline of one mount is shorter; kubelet's next try is not awaited.
 REFUSED_S = 240
 GUEST = "/var/lib/kangaroo/guest"
@@ -106,16 +104,16 @@ def test_bad_input_is_refused(space: pods.Space, name: str) -> None:
     assert_refused(space, name, [filled(space, each) for each in CASES[name].says])
 
 
-def test_export_that_refuses_the_guest(space: pods.Space, guest_refusing_export: str) -> None:
+def test_export_that_refuses_the_guest(space: pods.Space) -> None:
     one = container("main", mounts={"/data": "refusing"})
-    volume = space.nas("refusing", path=guest_refusing_export)
+    volume = space.nas("refusing", path=pods.NODE_ONLY)
     space.apply(
         *volume, pod("refusing", one, annotations=PASSTHROUGH, volumes=[pods.claim("refusing")])
     )
     waiting.event(space, "refusing", "guest", timeout_s=REFUSED_S + waiting.START_S)
     address = space.get("refusing")["status"].get("podIP", "")
     server = space.lab.nas.address
-    says = [server, guest_refusing_export, "nolock", address, "EACCES|[Pp]ermission denied"]
+    says = [server, pods.NODE_ONLY, "nolock", address, "EACCES|[Pp]ermission denied"]
     assert_refused(space, "refusing", says)
 
 
@@ -140,7 +138,9 @@ def truncated_initrd(node: Node) -> Iterator[None]:
     copy = "/var/lib/kangaroo/guest-truncated"
     script = f"""
         mkdir {copy}
-        cp -L {GUEST}/vmlinuz {GUEST}/rootfs.erofs {GUEST}/manifest.json {copy}/
+        for file in vmlinuz rootfs.erofs manifest.json; do
+            ln -s "$(readlink -f {GUEST})/$file" {copy}/
+        done
         head -c 4096 {GUEST}/initrd.img > {copy}/initrd.img
     """
     node.exec(["sh", "-e", "-c", script])

@@ -12,8 +12,6 @@ from tests.node.pods import PASSTHROUGH, container, pod
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab, Node
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
-
 VICTIMS = {
     "shim": "containerd-shim-kangaroo",
     "qemu": "qemu-system",

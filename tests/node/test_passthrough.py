@@ -15,8 +15,6 @@ from kangaroo.nas import placeholder
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
-
 OPTIONS = "noresvport,nolock,rsize=65536,wsize=65536,timeo=700"
 NFS = ("nfs", "nfs4")
 STOP_WITH_3 = "trap 'exit 3' TERM; while :; do sleep 3600 & wait $!; done"
@@ -30,6 +28,7 @@ def direct_pod() -> pods.Document:
         {"name": "nas", "mountPath": "/readonly", "readOnly": True},
         {"name": "nas", "mountPath": "/existing", "subPath": "existing"},
         {"name": "nas", "mountPath": "/missing", "subPath": "missing/deep"},
+        {"name": "nas", "mountPath": "/one-file", "subPath": "existing/file"},
         {"name": "four", "mountPath": "/four"},
         {"name": "disk", "mountPath": "/disk"},
     ]
@@ -146,6 +145,10 @@ def test_existing_sub_path(space: pods.Space) -> None:
     assert space.say("direct", "cat /existing/file", container="one") == "was there"
 
 
+def test_sub_path_that_is_a_file(space: pods.Space) -> None:
+    assert space.say("direct", "test -f /one-file && cat /one-file", container="one") == "was there"
+
+
 def test_missing_sub_path_is_made_on_the_nas(space: pods.Space, directory: Path) -> None:
     assert mount_line(space, "direct", "/missing")[2] == "nfs"
     space.run("direct", "echo deep > /missing/file && sync", container="one")
@@ -182,10 +185,8 @@ def test_graceful_delete_flushes_what_was_written(space: pods.Space, directory: 
     assert pods.sha256((directory / "unsynced").read_bytes()) == expected
 
 
-def test_fallback_to_virtio_fs_when_the_guest_cannot_mount(
-    space: pods.Space, guest_refusing_export: str
-) -> None:
-    volume = space.nas("refusing", path=guest_refusing_export)
+def test_fallback_to_virtio_fs_when_the_guest_cannot_mount(space: pods.Space) -> None:
+    volume = space.nas("refusing", path=pods.NODE_ONLY)
     one = container("one", mounts={"/data": "refusing"})
     how = {**PASSTHROUGH, pods.FALLBACK: "virtiofs"}
     space.apply(*volume, pod("fallback", one, annotations=how, volumes=[pods.claim("refusing")]))

@@ -13,8 +13,6 @@ from tests.node.pods import IDLE, container, pod
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
-
 REFUSED_S = 120
 
 VOLUMES = {

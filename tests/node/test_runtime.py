@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +17,11 @@ import pytest
 from tests.node import pods, terminal, waiting
 from tests.node.pods import IDLE, container, pod
 
+from kangaroo.linux.netns import run_in
+from kangaroo_lab.network import LAB
+
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Completed, Lab
-
-pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
 
 LINES = 160_000  # `seq` of it is a little more than 1 MiB
 FINALIZER = "kangaroo.io/observed"
@@ -273,16 +275,18 @@ def test_port_forward_reaches_the_guest(space: pods.Space) -> None:
             assert forward.stdout is not None
             line = forward.stdout.readline()  # Forwarding from 127.0.0.1:PORT -> 8080
             port = line.split("->")[0].rsplit(":", 1)[1].strip()
-            url = f"http://127.0.0.1:{port}/index.html"
-            fetched = subprocess.run(
-                ["curl", "-sS", "--max-time", "60", url],
-                capture_output=True,
-                text=True,
-                check=False,
+            # kubectl runs, and so listens, in the lab's network namespace.
+            assert (
+                run_in(f"/run/netns/{LAB}", lambda: fetched(f"http://127.0.0.1:{port}/"))
+                == "served"
             )
         finally:
             forward.kill()
-    assert fetched.stdout == "served\n", fetched.stderr
+
+
+def fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=60) as response:
+        return str(response.read().decode().strip())
 
 
 def test_events_come_in_order(space: pods.Space, answered: Completed) -> None:
