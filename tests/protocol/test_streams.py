@@ -14,6 +14,8 @@ import pytest
 from kangaroo.errors import Unavailable
 from kangaroo.runtime.streams import StreamHub, StreamSet
 
+pytestmark = pytest.mark.protocol
+
 
 class Guest:
     """Dials as a guest does, over a unix socket in place of vsock."""

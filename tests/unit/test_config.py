@@ -12,6 +12,8 @@ from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.sizing import MachineSize, machine_size
 from kangaroo.vmm.spec import Accelerator
 
+pytestmark = pytest.mark.unit
+
 
 def test_no_file_means_defaults(tmp_path: Path) -> None:
     assert config.load(tmp_path / "absent.toml") == RuntimeConfig()

@@ -213,7 +213,13 @@ class HostSide:
     def _command_line(self) -> tuple[str, ...]:
         debug = (f"{DEBUG_KEY}=1",) if self.config.guest_debug else ("quiet",)
         root = ("console=ttyS0", "root=/dev/vda", "ro", "rootfstype=erofs", "panic=-1")
-        return (*root, *KERNEL_PARAMETERS, *debug, f"{PORT_KEY}={self._port}", *self.placement.kernel_parameters)
+        return (
+            *root,
+            *KERNEL_PARAMETERS,
+            *debug,
+            f"{PORT_KEY}={self._port}",
+            *self.placement.kernel_parameters,
+        )
 
     def _network_device(self, stack: contextlib.ExitStack) -> NetworkDevice | None:
         if self.network is None:

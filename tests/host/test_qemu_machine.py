@@ -1,0 +1,119 @@
+"""A real QEMU under the runtime's own command line, emulated and without a guest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from kangaroo.errors import CommandFailed, DeadlineExceeded, FailedPrecondition
+from kangaroo.vmm.confinement import Confinement
+from kangaroo.vmm.machine import LaunchPaths, Machine, open_console, qmp_listener, require_kvm
+from kangaroo.vmm.spec import Accelerator, GuestImage, MachineSpec
+
+pytestmark = pytest.mark.host
+
+TIMEOUT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def qemu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """QEMU 10 or newer: the machine's own, or one from the lab's tools run in their root."""
+    if own := shutil.which("qemu-system-x86_64"):
+        return Path(own)
+    artefacts = pytest.importorskip("kangaroo_lab.artefacts")
+    if os.geteuid() != 0 or shutil.which("bwrap") is None:
+        pytest.skip("no QEMU, and no root or no bwrap to run the lab's")
+    root = artefacts.host_tools()
+    script = tmp_path_factory.mktemp("qemu") / "qemu"
+    script.write_text(
+        f"#!/bin/sh\nexec bwrap --die-with-parent --ro-bind {root} / --dev-bind /dev /dev "
+        '--proc /proc --tmpfs /tmp -- /usr/bin/qemu-system-x86_64 "$@"\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
+@asynccontextmanager
+async def machine(
+    qemu: Path, directory: Path, *, image: GuestImage | None = None, timeout_s: float = TIMEOUT_S
+) -> AsyncIterator[Machine]:
+    with ExitStack() as stack:
+        listener = stack.enter_context(qmp_listener(directory / "qmp.sock"))
+        console = open_console(directory / "console.log")
+        stack.callback(os.close, console)
+        spec = MachineSpec(
+            name="kangaroo-test",
+            qemu=qemu,
+            image=image,
+            memory_mib=64,
+            vcpus=1,
+            qmp_fd=listener.fileno(),
+            console_fd=console,
+            accelerator=Accelerator.TCG,
+            paused=True,
+        )
+        running = await Machine.launch(
+            spec,
+            paths=LaunchPaths(directory / "qmp.sock", directory / "qemu.log"),
+            confinement=Confinement(),
+            timeout_s=timeout_s,
+        )
+    try:
+        yield running
+    finally:
+        await running.kill()
+
+
+def test_it_answers_pauses_resumes_and_ends(qemu: Path, tmp_path: Path) -> None:
+    async def body() -> None:
+        async with machine(qemu, tmp_path) as running:
+            assert await running.status() == "prelaunch"
+            await running.resume()
+            assert await running.status() == "running"
+            await running.pause()
+            await running.pause()
+            assert await running.status() == "paused"
+            assert Path(f"/proc/{running.pid}").exists()
+            await running.kill()
+            await running.kill()
+            assert not running.running
+            assert await running.wait() is not None
+
+    asyncio.run(body())
+    assert (tmp_path / "qmp.sock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_launch_that_fails_says_what_qemu_said(qemu: Path, tmp_path: Path) -> None:
+    async def body() -> None:
+        async with machine(qemu, tmp_path, image=GuestImage(Path("/nonexistent/vmlinuz"))):
+            pytest.fail("launched without a kernel")
+
+    with pytest.raises(CommandFailed) as raised:
+        asyncio.run(body())
+    assert raised.value.status == 1
+    assert "/nonexistent/vmlinuz" in raised.value.output
+    assert "microvm" in " ".join(raised.value.argv)
+
+
+def test_a_qemu_that_never_answers_is_killed_in_time(tmp_path: Path) -> None:
+    sleeper = tmp_path / "qemu"
+    sleeper.write_text("#!/bin/sh\nexec sleep 300\n")
+    sleeper.chmod(0o755)
+
+    async def body() -> None:
+        async with machine(sleeper, tmp_path, timeout_s=0.2):
+            pytest.fail("launched a sleep")
+
+    with pytest.raises(DeadlineExceeded, match="QMP greeting"):
+        asyncio.run(body())
+
+
+def test_a_node_without_kvm_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match=r"kvm cannot be opened.*virtualisation"):
+        require_kvm(tmp_path / "kvm")

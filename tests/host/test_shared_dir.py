@@ -1,0 +1,145 @@
+"""The exported tree with real mounts: binds are seen, removal never deletes what was bound."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kangaroo.errors import InvalidRequest, MountFailed, Unsupported
+from kangaroo.linux import mount, mountinfo
+from kangaroo.runtime.shared_dir import RootfsMount, SharedDirectory
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[SharedDirectory]:
+    directory = SharedDirectory(tmp_path / "shared")
+    directory.prepare()
+    yield directory
+    directory.destroy()
+    assert not [e for e in mountinfo.read() if e.mount_point.startswith(str(tmp_path))]
+    assert not directory.root.exists()
+
+
+def bind(shared: SharedDirectory, number: int, source: Path) -> Path:
+    asyncio.run(shared.bind("c1", number, str(source), timeout_s=10))
+    return shared.root / "c1" / "mounts" / str(number)
+
+
+def volume(tmp_path: Path) -> Path:
+    path = tmp_path / "volume"
+    path.mkdir()
+    (path / "data").write_text("kept")
+    return path
+
+
+def test_directories_and_files_are_bound(shared: SharedDirectory, tmp_path: Path) -> None:
+    source = volume(tmp_path)
+    assert (bind(shared, 0, source) / "data").read_text() == "kept"
+    assert bind(shared, 1, source / "data").read_text() == "kept"
+
+
+def test_removal_leaves_the_sources_alone(shared: SharedDirectory, tmp_path: Path) -> None:
+    source = volume(tmp_path)
+    bind(shared, 0, source)
+    bind(shared, 1, source / "data")
+    shared.remove("c1")
+    shared.remove("c1")
+    assert (source / "data").read_text() == "kept"
+    assert list(shared.root.iterdir()) == []
+
+
+def test_a_later_mount_below_a_volume_is_seen_also_from_a_slave_namespace(
+    shared: SharedDirectory, tmp_path: Path
+) -> None:
+    source = volume(tmp_path)
+    (source / "late").mkdir()
+    mount.bind(source, source)
+    mount.make_shared(source)
+    try:
+        # As virtiofsd: a mount namespace made first, that is a slave of ours.
+        watcher = subprocess.Popen(
+            [
+                *(
+                    "unshare",
+                    "--mount",
+                    "--propagation",
+                    "slave",
+                    "sh",
+                    "-c",
+                    "echo; read x; ls $0",
+                ),
+                str(shared.root / "c1" / "mounts" / "0" / "late"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert watcher.stdout is not None
+        watcher.stdout.readline()
+        target = bind(shared, 0, source)
+        mount.mount("late", source / "late", "tmpfs")
+        (source / "late" / "seen").touch()
+        assert (target / "late" / "seen").exists()
+        assert watcher.communicate("go\n", timeout=20)[0].strip() == "seen"
+    finally:
+        mount.umount(source, mount.UmountFlag.DETACH)
+
+
+def test_an_overlay_root(shared: SharedDirectory, tmp_path: Path) -> None:
+    for name in ("lower", "upper", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower" / "etc").write_text("image")
+    parts = [f"{name}dir={tmp_path / name}" for name in ("lower", "upper", "work")]
+    try:
+        shared.mount_rootfs("c1", [RootfsMount("overlay", "overlay", "", tuple(parts))])
+    except MountFailed as error:
+        pytest.skip(f"no overlay here: {error}")
+    assert (shared.root / "c1" / "rootfs" / "etc").read_text() == "image"
+
+
+def test_a_root_that_cannot_be_mounted_names_its_source(shared: SharedDirectory) -> None:
+    with pytest.raises(MountFailed, match="/nonexistent"):
+        shared.mount_rootfs("c1", [RootfsMount("bind", "/nonexistent", "", ("rbind",))])
+
+
+def test_a_read_only_root(shared: SharedDirectory, tmp_path: Path) -> None:
+    shared.mount_rootfs("c1", [RootfsMount("bind", str(volume(tmp_path)), "", ("rbind", "ro"))])
+    with pytest.raises(OSError, match="Read-only"):
+        (shared.root / "c1" / "rootfs" / "new").touch()
+
+
+def test_a_root_mount_cannot_leave_the_root(shared: SharedDirectory) -> None:
+    with pytest.raises(InvalidRequest, match="leaves the root"):
+        shared.mount_rootfs("c1", [RootfsMount("bind", "/tmp", "../../x", ("bind",))])
+
+
+def test_a_missing_source_is_named(shared: SharedDirectory, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="absent does not exist"):
+        bind(shared, 0, tmp_path / "absent")
+
+
+def test_a_socket_is_refused(shared: SharedDirectory, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        with pytest.raises(Unsupported, match="socket"):
+            bind(shared, 0, tmp_path / "s")
+
+
+def test_what_is_not_ours_is_never_deleted(shared: SharedDirectory) -> None:
+    stray = shared.root / "c1" / "rootfs"
+    stray.mkdir(parents=True)
+    (stray / "precious").write_text("kept")
+    shared.remove("c1")
+    assert (stray / "precious").read_text() == "kept"
+    (stray / "precious").unlink()
