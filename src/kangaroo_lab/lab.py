@@ -1,0 +1,249 @@
+"""The lab: a control plane, a NAS and nodes on this machine, as one thing to bring up and down."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kangaroo.errors import FailedPrecondition, NotFound
+from kangaroo_lab import accelerator, artefacts, leftovers, payload, tree
+from kangaroo_lab import network as net
+from kangaroo_lab.controlplane import ControlPlane
+from kangaroo_lab.daemon import Daemon, stop
+from kangaroo_lab.nas import Nas
+from kangaroo_lab.node import Completed, Node, completed
+from kangaroo_lab.pki import Pki
+from kangaroo_lab.progress import Steps
+from kangaroo_lab.ssh import Keys
+from kangaroo_lab.state import Shape, Store, default_directory, locked
+
+NODE_READY_TIMEOUT_S = 300
+_MANIFESTS = Path("deploy/kubernetes")
+
+
+@dataclass(slots=True)
+class Lab:
+    """A lab in a directory. What it does is on disk, so another process can open it later."""
+
+    directory: Path
+    store: Store
+
+    @classmethod
+    def open(cls, directory: Path | None = None) -> Lab:
+        """The lab in `directory` (default: `$KANGAROO_LAB` or /var/lib/kangaroo-lab), up or not."""
+        directory = (directory or default_directory()).absolute()
+        return cls(directory, Store.load(directory))
+
+    @property
+    def logs(self) -> Path:
+        """Logs and serial consoles of all parts."""
+        return self.directory / "logs"
+
+    @property
+    def shape(self) -> Shape:
+        """What the lab is made of. Raises NotFound when it is down."""
+        if self.store.shape is None:
+            raise NotFound(f"{self.directory}: no lab is up", hint="kangaroo lab up")
+        return self.store.shape
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the nodes' processors are emulated."""
+        return self.shape.accelerator == accelerator.TCG
+
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        """The nodes by name: node1, node2, …"""
+        nodes = (self._node(index) for index in range(1, self.shape.nodes + 1))
+        return {node.name: node for node in nodes}
+
+    @property
+    def nas(self) -> Nas:
+        shape = self.shape
+        tools = Path(shape.host_tools)
+        return Nas(shape.network, self.directory / "nas", self.logs, tools, self.store)
+
+    @property
+    def control_plane(self) -> ControlPlane:
+        shape = self.shape
+        return ControlPlane(
+            network=shape.network,
+            pki=Pki(self.directory / "pki"),
+            directory=self.directory / "control-plane",
+            logs=self.logs,
+            binaries=Path(shape.kubernetes),
+            host_tools=Path(shape.host_tools),
+        )
+
+    def running(self) -> bool:
+        """Whether the lab was brought up to the end and all its processes live."""
+        daemons = self.store.daemons.values()
+        return self.store.complete and bool(daemons) and all(one.alive() for one in daemons)
+
+    def up(self, nodes: int = 1, *, memory_mib: int | None = None, steps: Steps | None = None) -> bool:
+        """Bring the lab up; False when it was up already. Builds what is not in the cache.
+
+        Raises FailedPrecondition for a lab that is half up, or up with another number of nodes, and
+        what its parts raise. A lab that failed to come up is left as it is, for its logs; `down`
+        cleans it.
+        """
+        with locked(self.directory):
+            if self.running() and self.shape.nodes == nodes:
+                return False
+            if self.store.shape is not None or net.exists(net.LAB):
+                raise FailedPrecondition(
+                    f"{self.directory}: a lab is there, but not as asked for",
+                    hint="kangaroo lab status; kangaroo lab down",
+                )
+            steps = steps or Steps(_steps(nodes), logs=self.logs)
+            self._up(nodes, memory_mib, steps)
+            return True
+
+    def down(self) -> bool:
+        """Take everything away but logs and the NAS's data; False when there was nothing.
+
+        Works on a lab that is half up. Raises FailedPrecondition naming whatever did not go away.
+        """
+        with locked(self.directory):
+            there = self.store.shape is not None or net.exists(net.LAB)
+            for daemon in reversed(list(self.store.daemons.values())):
+                # A node's disk is thrown away: nothing is lost with its power.
+                stop(daemon, timeout_s=0 if daemon.name.startswith("node") else 5)
+            leftovers.stop_strays(self.directory)
+            net.remove()
+            for name in ("nodes", "control-plane", "pki", "nas/run"):
+                shutil.rmtree(self.directory / name, ignore_errors=True)
+            remaining = leftovers.find(self.directory)
+            if remaining:
+                raise FailedPrecondition("the lab left behind: " + "; ".join(remaining))
+            self.store = Store(self.directory)
+            self.store.save()
+            return there
+
+    def kubectl(
+        self,
+        *arguments: str,
+        input: str | None = None,  # noqa: A002 - the name that subprocess uses
+        timeout_s: float = 120,
+        check: bool = True,
+    ) -> Completed:
+        """Run kubectl as the cluster's administrator. Raises CommandFailed, DeadlineExceeded."""
+        command = self.control_plane.kubectl(*arguments)
+        return completed(command, timeout_s=timeout_s, check=check, data=input)
+
+    def apply(self, manifest: str) -> None:
+        """Apply the text of a manifest."""
+        self.kubectl("apply", "-f", "-", input=manifest)
+
+    def deploy(self, *, guest: bool = True) -> None:
+        """Put this checkout's code, configuration and guest image on the nodes; restart the driver.
+
+        Sandboxes that run keep the code and the image that they started with.
+        """
+        image = artefacts.guest_image() if guest else None
+        with tempfile.TemporaryDirectory() as stage:
+            tree.install_code(Path(stage))
+            for node in self.nodes.values():
+                node.copy_to(Path(stage), "/")
+                if image is not None:
+                    _deploy_guest(node, image)
+                restart = "systemctl daemon-reload && systemctl restart kangaroo-csi"
+                node.exec(["sh", "-c", restart], timeout_s=120)
+
+    def _node(self, index: int) -> Node:
+        return Node(
+            index=index,
+            network=self.shape.network,
+            directory=self.directory / "nodes" / f"node{index}",
+            logs=self.logs,
+            keys=Keys(self.directory / "pki"),
+        )
+
+    def _up(self, nodes: int, memory_mib: int | None, steps: Steps) -> None:
+        built = {}
+        for name, build in artefacts.everything().items():
+            with steps.step(name):
+                built[name] = build()
+        with steps.step("network"):
+            self._shape(nodes, memory_mib)
+            net.create(self.shape.network)
+        with steps.step("NAS"):
+            self.nas.start()
+        with steps.step("control plane"):
+            self.control_plane.prepare()
+            for daemon in self.control_plane.start():
+                self.store.remember_daemon(daemon)
+            self._apply_objects()
+        for node in self.nodes.values():
+            with steps.step(node.name):
+                self._boot(node)
+        with steps.step("nodes ready"):
+            self._await_nodes()
+        self.store.complete = True
+        self.store.save()
+
+    def _shape(self, nodes: int, memory_mib: int | None) -> None:
+        tools, root = artefacts.host_tools(), artefacts.node_root()
+        shape = Shape(
+            nodes=nodes,
+            accelerator=accelerator.choose(tools, root),
+            host_tools=str(tools),
+            kubernetes=str(artefacts.kubernetes()),
+            **({} if memory_mib is None else {"memory_mib": memory_mib}),
+        )
+        self.store.shape = shape
+        self.store.complete = False
+        self.store.save()
+
+    def _apply_objects(self) -> None:
+        for manifest in sorted((tree.CHECKOUT / _MANIFESTS).glob("*.yaml")):
+            self.kubectl("apply", "--server-side", "-f", str(manifest))
+
+    def _boot(self, node: Node) -> None:
+        shape = self.shape
+        node.keys.create()
+        node.directory.mkdir(parents=True, exist_ok=True)
+        parts = payload.Parts(
+            kubernetes=Path(shape.kubernetes),
+            node_python=artefacts.node_python(),
+            guest_image=artefacts.guest_image(),
+            images=artefacts.oci_images(),
+            pause_image=artefacts.PAUSE_IMAGES[0],
+        )
+        identity = payload.Identity(node.index, shape.network, self.control_plane.server)
+        pki = self.control_plane.pki
+        payload.create(node.payload, identity, parts=parts, pki=pki, keys=node.keys)
+        net.add_node(shape.network, node.index)
+        for event in node.boot(
+            host_tools=Path(shape.host_tools),
+            root=artefacts.node_root(),
+            memory_mib=shape.memory_mib,
+            accel=shape.accelerator,
+        ):
+            if isinstance(event, Daemon):
+                self.store.remember_daemon(event)
+
+    def _await_nodes(self) -> None:
+        names = [f"node/{name}" for name in self.nodes]
+        for condition in ("create", "condition=Ready"):
+            wait = ["wait", f"--for={condition}", f"--timeout={NODE_READY_TIMEOUT_S}s", *names]
+            self.kubectl(*wait, timeout_s=NODE_READY_TIMEOUT_S + 30)
+        account = ["serviceaccount/default", "--namespace=default", "--timeout=60s"]
+        self.kubectl("wait", "--for=create", *account)
+
+
+def _deploy_guest(node: Node, image: Path) -> None:
+    place = f"/var/lib/kangaroo/images/{image.name}"
+    if node.exec(["test", "-e", f"{place}/manifest.json"], check=False).status != 0:
+        node.copy_to(image, place)
+    # A rename, so that a sandbox that starts now finds the one or the other.
+    link = "/var/lib/kangaroo/guest"
+    node.exec(["sh", "-c", f"ln -sfn {place} {link}.new && mv -T {link}.new {link}"])
+
+
+def _steps(nodes: int) -> list[str]:
+    machines = [f"node{index}" for index in range(1, nodes + 1)]
+    return [*artefacts.everything(), "network", "NAS", "control plane", *machines, "nodes ready"]

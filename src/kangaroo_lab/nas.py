@@ -1,0 +1,119 @@
+"""The NAS: nfs-ganesha in a namespace of its own, serving a directory of the machine.
+
+NFS v3 and v4.0 to v4.2 over TCP. `/` is exported whole, so every directory beneath it can be
+mounted by its path; `/nodeonly` refuses everyone but nodes. Stopping and partitioning it are real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from kangaroo.linux.process import run_sync
+from kangaroo_lab import data, readiness
+from kangaroo_lab import network as net
+from kangaroo_lab.daemon import Daemon, start, stop
+from kangaroo_lab.enclosure import enclosed
+from kangaroo_lab.network import Network
+from kangaroo_lab.state import Store
+
+PORT = 2049
+DIRECTORIES = ("csi", "nodeonly")
+_PORTMAPPER, _MOUNTD = 111, 20048
+_INSIDE = "/srv/nas"
+_CONFIG = "/run/ganesha.conf"
+_READY_TIMEOUT_S = 30
+_TIMEOUT_S = 20
+_TABLE = "inet kangaroo"
+
+
+@dataclass(frozen=True, slots=True)
+class Nas:
+    """The NAS of a lab. Its processes are written down in `store`."""
+
+    network: Network
+    directory: Path
+    logs: Path
+    host_tools: Path
+    store: Store
+
+    @property
+    def address(self) -> str:
+        return self.network.nas
+
+    @property
+    def root(self) -> Path:
+        """The directory of the machine that is exported as `/`."""
+        return self.directory / "export"
+
+    def start(self) -> None:
+        """Serve; a repeat does nothing. Raises Unavailable, DeadlineExceeded."""
+        if self.running():
+            return
+        self._prepare()
+        self._run("rpcbind", ["rpcbind", "-f", "-w"], _PORTMAPPER)
+        server = ["ganesha.nfsd", "-F", "-L", "/dev/stdout", "-f", _CONFIG, "-p", "/run/ganesha.pid"]
+        self._run("ganesha", server, PORT)
+
+    def stop(self) -> None:
+        """End the server at once, as a failure does: clients wait for it. A repeat does nothing."""
+        for name in ("ganesha", "rpcbind"):
+            if daemon := self.store.daemon(name):
+                stop(daemon, timeout_s=0)
+                self.store.forget_daemon(name)
+
+    def running(self) -> bool:
+        daemon = self.store.daemon("ganesha")
+        return daemon is not None and daemon.alive()
+
+    def block(self, addresses: Iterable[str]) -> None:
+        """Drop every packet from and to `addresses` (a network is one too), until `unblock`."""
+        members = ", ".join(addresses)
+        rules = f"""
+        table {_TABLE} {{
+            chain input {{ type filter hook input priority 0; ip saddr {{ {members} }} drop; }}
+            chain output {{ type filter hook output priority 0; ip daddr {{ {members} }} drop; }}
+        }}
+        """
+        self._nft(rules)
+
+    def unblock(self) -> None:
+        """Let all packets pass again. A repeat does nothing."""
+        self._nft(f"table {_TABLE}\ndelete table {_TABLE}\n")
+
+    def _nft(self, rules: str) -> None:
+        run_sync(net.inside(net.NAS, "nft", "-f", "-"), timeout_s=_TIMEOUT_S, input=rules)
+
+    def _prepare(self) -> None:
+        for name in DIRECTORIES:
+            path = self.root / name
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o777)
+        text = Template(data.text("nas/ganesha.conf")).substitute(
+            root=_INSIDE, nodes=self.network.hosts, nfs_port=PORT, mount_port=_MOUNTD
+        )
+        (self.directory / "ganesha.conf").write_text(text)
+        (self.directory / "run").mkdir(exist_ok=True)
+
+    def _run(self, name: str, argv: list[str], port: int) -> Daemon:
+        files = {data.path(f"nas/{file}"): f"/etc/{file}" for file in _ETC}
+        command = enclosed(
+            self.host_tools,
+            argv,
+            # One /run for both, because ganesha registers at rpcbind's socket.
+            binds={self.directory / "run": "/run", self.root: _INSIDE},
+            read_only={**files, self.directory / "ganesha.conf": _CONFIG},
+            directories=["/var/lib/nfs/ganesha"],
+        )
+        daemon = start(name, net.inside(net.NAS, *command), log=self.logs / f"{name}.log")
+        self.store.remember_daemon(daemon)
+        readiness.accepts(
+            net.NAS, self.address, port, daemon=daemon, timeout_s=_READY_TIMEOUT_S
+        )
+        return daemon
+
+
+# A minimal root has none of these; libtirpc looks services and protocols up by name.
+_ETC = ("services", "protocols", "rpc", "hosts")

@@ -1,0 +1,189 @@
+"""A node: a QEMU machine that boots the stock root with its payload disk, and commands on it."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kangaroo.errors import CommandFailed, DeadlineExceeded
+from kangaroo.linux.process import run_sync
+from kangaroo_lab import accelerator, readiness
+from kangaroo_lab import network as net
+from kangaroo_lab.daemon import Daemon, start
+from kangaroo_lab.enclosure import enclosed
+from kangaroo_lab.network import Network
+from kangaroo_lab.ssh import Keys
+
+UNIT = "kangaroo-node"
+_INSTALLER = f"""\
+[Unit]
+Description=Make this machine a node
+Wants=systemd-udev-settle.service
+After=local-fs.target systemd-modules-load.service systemd-sysctl.service
+Before=ssh.service containerd.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+StandardOutput=journal+console
+ExecStart=/bin/sh -c 'mkdir -p /run/payload && mount -o ro /dev/vdb /run/payload && sh /run/payload/install.sh'
+"""
+_READY_TIMEOUT_S = 300
+_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a command said, and how it ended."""
+
+    stdout: str
+    stderr: str
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Node `index` of a lab."""
+
+    index: int
+    network: Network
+    directory: Path
+    logs: Path
+    keys: Keys
+
+    @property
+    def name(self) -> str:
+        return f"node{self.index}"
+
+    @property
+    def address(self) -> str:
+        return self.network.node(self.index)
+
+    @property
+    def console(self) -> Path:
+        """The serial console's log."""
+        return self.logs / f"{self.name}-console.log"
+
+    @property
+    def payload(self) -> Path:
+        return self.directory / "payload.img"
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float = 60,
+        check: bool = True,
+        input: str | None = None,  # noqa: A002 - the name that subprocess uses
+    ) -> Completed:
+        """Run `argv` as root on the node. Raises CommandFailed (with `check`), DeadlineExceeded."""
+        command = self.ssh(*argv)
+        return completed(command, timeout_s=timeout_s, check=check, data=input)
+
+    def ssh(self, *remote: str, terminal: bool = False) -> list[str]:
+        """argv that runs `remote` on the node."""
+        return self.keys.command(self.address, *remote, terminal=terminal)
+
+    def copy_to(self, local: Path, remote: str, *, timeout_s: float = 300) -> None:
+        """Copy a file, or what a directory holds, to `remote` on the node; it replaces what is
+        there and removes nothing.
+        """
+        if local.is_dir():
+            pack = ["tar", "-C", str(local), "-cf", "-", "."]
+            self._stream(pack, f"mkdir -p '{remote}' && tar -C '{remote}' --no-same-owner -xf -", timeout_s)
+        else:
+            self._stream(["cat", str(local)], f"cat >'{remote}.new' && mv '{remote}.new' '{remote}'", timeout_s)
+
+    def boot(
+        self, *, host_tools: Path, root: Path, memory_mib: int, accel: str
+    ) -> Iterable[Daemon | str]:
+        """Start the machine and wait until its services run. Yields the machine's process once,
+        then what the node says. Raises DeadlineExceeded, Unavailable.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        overlay = self._overlay(host_tools, root)
+        argv = self._argv(root, overlay, memory_mib=memory_mib, accel=accel)
+        binds = {self.directory: str(self.directory), self.logs: str(self.logs)}
+        command = enclosed(host_tools, argv, binds=binds, read_only={root: str(root)})
+        with readiness.line_socket(self.directory / "ready.sock") as listener:
+            log = self.logs / f"{self.name}-qemu.log"
+            machine = start(self.name, net.inside(net.LAB, *command), log=log)
+            yield machine
+            for line in readiness.lines(listener, machine, timeout_s=_READY_TIMEOUT_S):
+                yield line
+                if line == "ready":
+                    return
+
+    def _overlay(self, host_tools: Path, root: Path) -> Path:
+        overlay = self.directory / "disk.qcow2"
+        overlay.unlink(missing_ok=True)
+        backing = root / "disk.raw"
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(backing)]
+        binds = {self.directory: str(self.directory)}
+        command = enclosed(
+            host_tools, [*create, str(overlay)], binds=binds, read_only={root: str(root)}
+        )
+        run_sync(command, timeout_s=_TIMEOUT_S)
+        return overlay
+
+    def _argv(self, root: Path, overlay: Path, *, memory_mib: int, accel: str) -> list[str]:
+        unit = base64.b64encode(_INSTALLER.encode()).decode()
+        credential = f"io.systemd.credential.binary:systemd.extra-unit.{UNIT}.service={unit}"
+        disk = f"file={overlay},if=virtio,format=qcow2,cache=unsafe,discard=unmap"
+        payload = f"file={self.payload},if=virtio,format=raw,readonly=on,cache=unsafe"
+        tap = f"tap,id=net,ifname={self.network.tap(self.index)},script=no,downscript=no"
+        kernel = "console=ttyS0 root=/dev/vda rw net.ifnames=0 mitigations=off systemd.wants="
+        return [
+            *("qemu-system-x86_64", "-name", self.name, "-M", "q35", "-smp", "1"),
+            *(*accelerator.ARGUMENTS[accel], "-m", str(memory_mib)),
+            *("-nodefaults", "-display", "none", "-no-reboot", "-rtc", "base=utc"),
+            *("-kernel", str(root / "vmlinuz"), "-initrd", str(root / "initrd.img")),
+            *("-append", f"{kernel}{UNIT}.service systemd.hostname={self.name}"),
+            *("-smbios", f"type=11,value={credential}"),
+            *("-drive", disk, "-drive", payload),
+            *("-netdev", tap, "-device", f"virtio-net-pci,netdev=net,mac={self.network.mac(self.index)}"),
+            *("-device", "virtio-rng-pci"),
+            *("-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console"),
+            *("-chardev", f"socket,id=ready,path={self.directory}/ready.sock"),
+            *("-serial", "chardev:ready"),
+            *("-qmp", f"unix:{self.directory}/qmp.sock,server=on,wait=off"),
+        ]
+
+    def _stream(self, source: Sequence[str], remote: str, timeout_s: float) -> None:
+        """Pipe what `source` writes into a shell command on the node."""
+        sink = self.ssh("sh", "-c", remote)
+        with subprocess.Popen(source, stdout=subprocess.PIPE) as producer:
+            try:
+                subprocess.run(
+                    sink, stdin=producer.stdout, capture_output=True, check=True, timeout=timeout_s
+                )
+            except subprocess.CalledProcessError as error:
+                output = error.stderr.decode(errors="replace")
+                raise CommandFailed(tuple(sink), error.returncode, output) from error
+            except subprocess.TimeoutExpired as error:
+                raise DeadlineExceeded(f"{self.name}: copy not done in {timeout_s:g} s") from error
+            finally:
+                producer.kill()
+
+
+def completed(
+    argv: Sequence[str], *, timeout_s: float, check: bool, data: str | None = None
+) -> Completed:
+    """Run `argv`, both streams kept apart. Raises CommandFailed, DeadlineExceeded."""
+    try:
+        done = subprocess.run(
+            argv,
+            input=None if data is None else data.encode(),
+            stdin=subprocess.DEVNULL if data is None else None,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DeadlineExceeded(f"{' '.join(argv)}: not done within {timeout_s:g} s") from error
+    stdout, stderr = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
+    if check and done.returncode != 0:
+        raise CommandFailed(tuple(argv), done.returncode, stderr + stdout)
+    return Completed(stdout, stderr, done.returncode)

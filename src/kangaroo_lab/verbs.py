@@ -1,0 +1,131 @@
+"""`kangaroo lab …`: the lab on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from kangaroo.errors import NotFound
+from kangaroo_lab.lab import Lab
+from kangaroo_lab.node import Node
+
+Verb = Callable[[Lab, argparse.Namespace], int]
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `lab` and its verbs."""
+    lab = subparsers.add_parser("lab", help="a real node, NAS and Kubernetes on this machine")
+    verbs = lab.add_subparsers(dest="verb", required=True)
+    up = _verb(verbs, "up", _up, "bring the lab up; nothing when it is")
+    up.add_argument("--nodes", type=int, default=1, choices=(1, 2, 3))
+    up.add_argument("--memory-mib", type=int, help="memory of each node")
+    _verb(verbs, "status", _status, "what runs, and where its logs are")
+    _rest(_verb(verbs, "kubectl", _kubectl, "kubectl as the administrator"), "arguments")
+    execute = _verb(verbs, "exec", _exec, "run a command, or a shell, on a node")
+    execute.add_argument("node")
+    _rest(execute, "command")
+    logs = _verb(verbs, "logs", _logs, "show the log of a part; without one, list them")
+    logs.add_argument("part", nargs="?")
+    logs.add_argument("-f", "--follow", action="store_true")
+    deploy = _verb(verbs, "deploy", _deploy, "put this checkout's code on the running nodes")
+    deploy.add_argument("--no-guest", action="store_true", help="leave the guest image as it is")
+    _verb(verbs, "down", _down, "take everything away")
+
+
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Verb, about: str
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=about)
+    parser.set_defaults(run=lambda arguments: run(Lab.open(), arguments))
+    return parser
+
+
+def _rest(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument(name, nargs=argparse.REMAINDER)
+
+
+def _up(lab: Lab, arguments: argparse.Namespace) -> int:
+    if lab.up(arguments.nodes, memory_mib=arguments.memory_mib):
+        print(f"The lab is up. Logs: {lab.logs}")
+    else:
+        print(f"The lab was up already. Logs: {lab.logs}")
+    return 0
+
+
+def _status(lab: Lab, _: argparse.Namespace) -> int:
+    print(f"directory  {lab.directory}\nlogs       {lab.logs}")
+    if lab.store.shape is None:
+        print("The lab is down.")
+        return 1
+    print(f"nodes run  {'emulated' if lab.emulated else 'on KVM'}")
+    print(f"NAS        {lab.nas.address}, data in {lab.nas.root}")
+    for node in lab.nodes.values():
+        print(f"{node.name}      {node.address}, console {node.console}")
+    for daemon in lab.store.daemons.values():
+        state = f"runs, pid {daemon.pid}" if daemon.alive() else "ENDED"
+        print(f"  {daemon.name:24} {state:20} {daemon.log}")
+    if lab.running():
+        print(lab.kubectl("get", "nodes", "-o", "wide").stdout, end="")
+        return 0
+    print("The lab is not whole: kangaroo lab down")
+    return 1
+
+
+def _kubectl(lab: Lab, arguments: argparse.Namespace) -> int:
+    return _replace(lab.control_plane.kubectl(*arguments.arguments))
+
+
+def _exec(lab: Lab, arguments: argparse.Namespace) -> int:
+    node = _node(lab, arguments.node)
+    command = arguments.command or ["bash", "-l"]
+    return _replace(node.ssh(*command, terminal=sys.stdin.isatty()))
+
+
+def _logs(lab: Lab, arguments: argparse.Namespace) -> int:
+    parts = {path.stem: path for path in sorted(lab.logs.glob("*.log"))}
+    if arguments.part is None:
+        print("\n".join(f"{name:28} {path}" for name, path in parts.items()))
+        print("and on a node: kubelet, containerd, csi, shim (NODE/PART, such as node1/kubelet)")
+        return 0
+    if "/" in arguments.part:
+        return _node_logs(lab, *arguments.part.split("/", 1), follow=arguments.follow)
+    if arguments.part not in parts:
+        raise NotFound(f"no log of {arguments.part!r}", hint="kangaroo lab logs lists them")
+    return _show(parts[arguments.part], follow=arguments.follow)
+
+
+def _node_logs(lab: Lab, node: str, part: str, *, follow: bool) -> int:
+    journal = ["journalctl", "--no-pager", *(["-f"] if follow else [])]
+    unit = {"csi": "kangaroo-csi", "shim": "containerd"}.get(part, part)
+    return _replace(_node(lab, node).ssh(*journal, "-u", unit))
+
+
+def _show(path: Path, *, follow: bool) -> int:
+    command = ["tail", "-n", "+1", *(["-f"] if follow else []), str(path)]
+    return subprocess.run(command, check=False).returncode
+
+
+def _deploy(lab: Lab, arguments: argparse.Namespace) -> int:
+    lab.deploy(guest=not arguments.no_guest)
+    print(f"deployed to {', '.join(lab.nodes)}")
+    return 0
+
+
+def _down(lab: Lab, _: argparse.Namespace) -> int:
+    print("The lab is down." if lab.down() else "The lab was down already.")
+    print(f"Kept: {lab.logs} and {lab.directory / 'nas'}")
+    return 0
+
+
+def _node(lab: Lab, name: str) -> Node:
+    if name not in lab.nodes:
+        raise NotFound(f"no node {name!r}", hint=f"there are {', '.join(lab.nodes)}")
+    return lab.nodes[name]
+
+
+def _replace(argv: list[str]) -> int:
+    os.execvp(argv[0], argv)
