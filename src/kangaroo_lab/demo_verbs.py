@@ -47,9 +47,8 @@ def register(subparsers: Any) -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """Show the main job. 1 when a check does not hold or something fails."""
+    """Show the main job. 1 when a check does not hold. Raises KangarooError."""
     from kangaroo_lab import demo  # noqa: PLC0415 - matplotlib is slow to import
-    from kangaroo_lab.rollout import RolloutFailed  # noqa: PLC0415
 
     console = _console()
     options = demo.Options(
@@ -59,44 +58,31 @@ def run_demo(arguments: argparse.Namespace) -> int:
         keep=arguments.keep,
         rounds=arguments.rounds,
     )
-    try:
-        with _lab(keep=options.keep, console=console) as lab:
-            shown = demo.Demo(lab, options, console)
-            try:
-                shown.run()
-            finally:
-                console.print(f"evidence: {demo.write(shown.evidence, options)}", highlight=False)
-            return _verdict(shown.evidence, console)
-    except RolloutFailed as error:
-        sys.stderr.write(f"{error.diagnosis}\nkangaroo demo: {error}\n")
-    except KangarooError as error:
-        sys.stderr.write(f"kangaroo demo: {error}\n")
-    return 1
+    with _lab(keep=options.keep, console=console) as lab:
+        shown = demo.Demo(lab, options, console)
+        try:
+            shown.run()
+        finally:
+            console.print(f"evidence: {demo.write(shown.evidence, options)}", highlight=False)
+    return _verdict(shown.evidence, console)
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
-    """Measure. 1 when something fails."""
+    """Measure, and write the results. Raises KangarooError."""
     from kangaroo_lab.bench import results, run  # noqa: PLC0415 - matplotlib is slow to import
-    from kangaroo_lab.rollout import RolloutFailed  # noqa: PLC0415
 
     console = _console()
-    try:
-        with _lab(keep=arguments.keep, console=console) as lab:
-            measured = run.run(
-                lab,
-                arguments.manifest,
-                starts=arguments.starts,
-                rounds=arguments.rounds,
-                say=lambda text: console.print(text, markup=False, highlight=False),
-            )
-        for path in results.write(measured, arguments.output):
-            console.print(str(path), highlight=False)
-        return 0
-    except RolloutFailed as error:
-        sys.stderr.write(f"{error.diagnosis}\nkangaroo bench: {error}\n")
-    except KangarooError as error:
-        sys.stderr.write(f"kangaroo bench: {error}\n")
-    return 1
+    with _lab(keep=arguments.keep, console=console) as lab:
+        measured = run.run(
+            lab,
+            arguments.manifest,
+            starts=arguments.starts,
+            rounds=arguments.rounds,
+            say=lambda text: console.print(text, markup=False, highlight=False),
+        )
+    for path in results.write(measured, arguments.output):
+        console.print(str(path), highlight=False)
+    return 0
 
 
 def _shared(parser: argparse.ArgumentParser, *, output: Path, rounds: int) -> None:
@@ -116,12 +102,15 @@ def _lab(*, keep: bool, console: Console) -> Iterator[Lab]:
     `keep`.
     """
     from kangaroo_lab.lab import Lab  # noqa: PLC0415
+    from kangaroo_lab.rollout import RolloutFailed  # noqa: PLC0415
 
     lab = Lab.up()
     try:
         yield lab
-    except KangarooError:
-        console.print(f"logs of all parts: {lab.logs}", highlight=False)
+    except KangarooError as error:
+        if isinstance(error, RolloutFailed):
+            sys.stderr.write(f"{error.diagnosis}\n")
+        sys.stderr.write(f"logs of all parts: {lab.logs}\n")
         raise
     finally:
         if keep:
