@@ -61,6 +61,7 @@ class Evidence:
     started_at: float = field(default_factory=time.time)
     sections: list[Section] = field(default_factory=list)
     comparison: Comparison | None = None
+    complete: bool = False  # every step was run
 
     @property
     def failed(self) -> list[Check]:
@@ -75,7 +76,7 @@ class Evidence:
             "seconds": round(time.time() - self.started_at, 1),
             "where": self.where,
             "emulated": self.emulated,
-            "ok": not self.failed,
+            "ok": self.complete and not self.failed,
             "sections": [asdict(part) for part in self.sections],
             "comparison": self.comparison.to_json() if self.comparison else None,
         }
@@ -99,6 +100,7 @@ class Demo:
         self.variants(deployment)
         self.compare(deployment)
         self.finish(text)
+        self.evidence.complete = True
         return self.evidence
 
     def example(self, text: str) -> None:

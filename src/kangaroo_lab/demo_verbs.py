@@ -33,7 +33,9 @@ def register(subparsers: Any) -> None:
         help="show the main job on a real node, with the evidence",
         description="Roll the example out in the lab, show the evidence, compare three ways.",
     )
-    demo.add_argument("--json", type=Path, metavar="FILE", help="write the evidence here too")
+    demo.add_argument(
+        "--json", type=Path, metavar="FILE", help="the evidence (default: evidence.json in DIR)"
+    )
     _shared(demo, output=Path("build/demo"), rounds=2)
     demo.set_defaults(run=run_demo)
     bench = subparsers.add_parser(

@@ -12,7 +12,7 @@ from kangaroo_lab import evidence, manifests, rollout
 from kangaroo_lab.demo import EXAMPLE, EXAMPLE_APP
 from kangaroo_lab.lab import Lab, Node
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(3600)]
+pytestmark = pytest.mark.timeout(3600)
 
 MANIFEST = Path(__file__).parents[2] / "examples" / "nas.yaml"
 ROUNDS = 3
