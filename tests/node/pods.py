@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from kangaroo.linux import mountinfo
 
 if TYPE_CHECKING:
-    from kangaroo_lab.lab import Completed, Lab, Node
+    from kangaroo_lab.lab import Lab
+    from kangaroo_lab.node import Completed, Node
 
 Document = dict[str, Any]
 
@@ -117,6 +118,10 @@ class Space:
         return self.lab.kubectl(
             "--namespace", self.name, *args, input=stdin, timeout_s=timeout_s, check=check
         )
+
+    def argv(self, *args: str) -> list[str]:
+        """kubectl's argv, for a test that runs it itself."""
+        return self.lab.control_plane.kubectl("--namespace", self.name, *args)
 
     def apply(self, *documents: Document) -> None:
         """Apply all at once. A second time is an update."""

@@ -17,7 +17,8 @@ from tests.node import pods, waiting
 from tests.node.pods import ENABLE, PASSTHROUGH, container, pod
 
 if TYPE_CHECKING:
-    from kangaroo_lab.lab import Lab, Node
+    from kangaroo_lab.lab import Lab
+    from kangaroo_lab.node import Node
 
 # The driver's own deadline of one mount is shorter; kubelet's next try is not awaited.
 REFUSED_S = 240

@@ -10,7 +10,8 @@ from tests.node import pods, waiting
 from tests.node.pods import PASSTHROUGH, container, pod
 
 if TYPE_CHECKING:
-    from kangaroo_lab.lab import Lab, Node
+    from kangaroo_lab.lab import Lab
+    from kangaroo_lab.node import Node
 
 VICTIMS = {
     "shim": "containerd-shim-kangaroo",

@@ -21,7 +21,8 @@ from kangaroo.linux.netns import run_in
 from kangaroo_lab.network import LAB
 
 if TYPE_CHECKING:
-    from kangaroo_lab.lab import Completed, Lab
+    from kangaroo_lab.lab import Lab
+    from kangaroo_lab.node import Completed
 
 LINES = 160_000  # `seq` of it is a little more than 1 MiB
 FINALIZER = "kangaroo.io/observed"
@@ -213,9 +214,7 @@ def test_exec_large_output_arrives_whole(space: pods.Space) -> None:
 
 
 def test_exec_with_a_terminal_follows_its_size_and_keys(space: pods.Space) -> None:
-    argv = space.lab.kubectl_argv(
-        "--namespace", space.name, "exec", "-it", "main", "-c", "worker", "--"
-    )
+    argv = space.argv("exec", "-it", "main", "-c", "worker", "--")
     with terminal.opened([*argv, "sh", "-c", ANSWER_RESIZE], rows=24, columns=80) as window:
         window.expect("24 80")
         window.resize(40, 120)
@@ -225,7 +224,7 @@ def test_exec_with_a_terminal_follows_its_size_and_keys(space: pods.Space) -> No
 
 
 def test_terminal_shell_session(space: pods.Space) -> None:
-    argv = space.lab.kubectl_argv("--namespace", space.name, "exec", "-it", "main", "-c", "worker")
+    argv = space.argv("exec", "-it", "main", "-c", "worker")
     with terminal.opened([*argv, "--", "sh"]) as window:
         window.type("test -t 0 && test -t 1 && echo on a $((40 + 2)) terminal\n")
         window.expect("on a 42 terminal")
@@ -269,17 +268,15 @@ def test_stats_are_of_the_container_in_the_guest(space: pods.Space) -> None:
 
 
 def test_port_forward_reaches_the_guest(space: pods.Space) -> None:
-    argv = space.lab.kubectl_argv("--namespace", space.name, "port-forward", "pod/main", ":8080")
+    argv = space.argv("port-forward", "pod/main", ":8080")
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as forward:
         try:
             assert forward.stdout is not None
             line = forward.stdout.readline()  # Forwarding from 127.0.0.1:PORT -> 8080
             port = line.split("->")[0].rsplit(":", 1)[1].strip()
             # kubectl runs, and so listens, in the lab's network namespace.
-            assert (
-                run_in(f"/run/netns/{LAB}", lambda: fetched(f"http://127.0.0.1:{port}/"))
-                == "served"
-            )
+            url = f"http://127.0.0.1:{port}/"
+            assert run_in(f"/run/netns/{LAB}", lambda: fetched(url)) == "served"
         finally:
             forward.kill()
 

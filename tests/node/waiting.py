@@ -72,9 +72,7 @@ def event(
 
 def _events(space: pods.Space, pod: str, *, timeout_s: float) -> Iterator[pods.Event]:
     """The events of a pod as they come. Ends at the deadline."""
-    argv = space.lab.kubectl_argv(
-        "--namespace",
-        space.name,
+    argv = space.argv(
         "get",
         "events",
         "--watch",
