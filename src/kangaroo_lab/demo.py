@@ -23,7 +23,7 @@ from kangaroo_lab.manifests import Manifest, Variant
 from kangaroo_lab.rollout import Pod
 
 if TYPE_CHECKING:
-    from kangaroo_lab.lab import Lab, Node
+    from kangaroo_lab.lab import Lab
 
 FORMAT = 1
 EXAMPLE = "deploy-nas-csi"
@@ -89,8 +89,7 @@ class Demo:
         self.lab = lab
         self.options = options
         self.console = console
-        where, emulated = describe_node(lab.nodes["node1"])
-        self.evidence = Evidence(where, emulated)
+        self.evidence = Evidence(describe_node(lab), lab.emulated)
 
     def run(self) -> Evidence:
         """All steps in order. Raises RolloutFailed when pods do not come up."""
@@ -189,17 +188,13 @@ def start_comparison(lab: Lab, deployment: Manifest) -> dict[Way, Pod]:
     return {way: rollout.wait(lab, one.name, app=one.name)[0] for way, one in wanted.items()}
 
 
-def describe_node(node: Node) -> tuple[str, bool]:
-    """What the node is, in words, and whether its CPU is emulated (systemd-detect-virt(1))."""
-    virt = node.exec(["systemd-detect-virt", "--vm"], check=False).stdout.strip()
-    text = node.exec(["sh", "-c", "uname -r && nproc && cat /proc/meminfo"]).stdout
-    kernel, cpus, memory, *_ = text.splitlines()
+def describe_node(lab: Lab) -> str:
+    """What the first node is, in words."""
+    shown = lab.nodes["node1"].exec(["sh", "-c", "uname -r && nproc && cat /proc/meminfo"]).stdout
+    kernel, cpus, memory, *_ = shown.splitlines()
     memory_gib = int(memory.split()[1]) / (1 << 20)
-    emulated = virt == "qemu"
-    machine = {"qemu": "an emulated node (QEMU TCG)", "none": "a physical node"}.get(
-        virt, f"a virtual node ({virt})"
-    )
-    return f"{machine}, {cpus} vCPU, {memory_gib:.1f} GiB, Linux {kernel}", emulated
+    machine = "an emulated node (QEMU TCG)" if lab.emulated else "a node in a KVM machine"
+    return f"{machine}, {cpus} vCPU, {memory_gib:.1f} GiB, Linux {kernel}"
 
 
 def print_section(console: Console, section: Section) -> None:

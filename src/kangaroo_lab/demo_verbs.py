@@ -106,8 +106,10 @@ def _lab(*, keep: bool, console: Console) -> Iterator[Lab]:
     from kangaroo_lab.lab import Lab  # noqa: PLC0415
     from kangaroo_lab.rollout import RolloutFailed  # noqa: PLC0415
 
-    lab = Lab.up()
+    lab = Lab.open()
+    was_up = lab.running()
     try:
+        lab.up()
         yield lab
     except KangarooError as error:
         if isinstance(error, RolloutFailed):
@@ -115,7 +117,7 @@ def _lab(*, keep: bool, console: Console) -> Iterator[Lab]:
         sys.stderr.write(f"logs of all parts: {lab.logs}\n")
         raise
     finally:
-        if keep:
+        if keep or was_up:
             console.print(USAGE, highlight=False)
         else:
             lab.down()

@@ -16,7 +16,8 @@ from kangaroo.linux.mountinfo import MountEntry, parse
 from kangaroo_lab.rollout import Pod
 
 if TYPE_CHECKING:
-    from kangaroo_lab.lab import Lab, Node
+    from kangaroo_lab.lab import Lab
+    from kangaroo_lab.node import Node
 
 MOUNT_POINT = "/data"
 NFS_TYPES = frozenset({"nfs", "nfs4"})

@@ -10,7 +10,8 @@ import pytest
 
 from kangaroo_lab import evidence, manifests, rollout
 from kangaroo_lab.demo import EXAMPLE, EXAMPLE_APP
-from kangaroo_lab.lab import Lab, Node
+from kangaroo_lab.lab import Lab
+from kangaroo_lab.node import Node
 
 pytestmark = pytest.mark.timeout(3600)
 

@@ -18,7 +18,8 @@ from kangaroo_lab.manifests import Manifest, Variant
 from kangaroo_lab.rollout import Pod
 
 if TYPE_CHECKING:
-    from kangaroo_lab.lab import Lab, Node
+    from kangaroo_lab.lab import Lab
+    from kangaroo_lab.node import Node
 
 SANDBOX = Variant("bench-sandbox", "runv", passthrough=True)
 VOLUME_KINDS = ("PersistentVolumeClaim", "PersistentVolume")
@@ -33,7 +34,7 @@ def run(
     objects = manifests.objects(shown)
     deployment = manifests.of_kind(objects, "Deployment")
     rollout.apply(lab, *(manifests.of_kind(objects, kind) for kind in VOLUME_KINDS))
-    where, emulated = describe_node(lab.nodes["node1"])
+    where, emulated = describe_node(lab), lab.emulated
     begun, costs = _sandboxes(lab, deployment, starts, say)
     compared = _compare(lab, deployment, rounds=rounds, where=where, emulated=emulated, say=say)
     lab.kubectl("delete", "-f", "-", "--ignore-not-found", input=text, timeout_s=300)
