@@ -13,7 +13,8 @@ import pytest
 
 from kangaroo.errors import CommandFailed, DeadlineExceeded, FailedPrecondition
 from kangaroo.vmm.confinement import Confinement
-from kangaroo.vmm.machine import LaunchPaths, Machine, open_console, qmp_listener, require_kvm
+from kangaroo.vmm.console import Console
+from kangaroo.vmm.machine import LaunchPaths, Machine, qmp_listener, require_kvm
 from kangaroo.vmm.spec import Accelerator, GuestImage, MachineSpec
 
 pytestmark = pytest.mark.host
@@ -45,8 +46,8 @@ async def machine(
 ) -> AsyncIterator[Machine]:
     with ExitStack() as stack:
         listener = stack.enter_context(qmp_listener(directory / "qmp.sock"))
-        console = open_console(directory / "console.log")
-        stack.callback(os.close, console)
+        console = Console(directory / "console.log")
+        stack.callback(console.release_write_end)
         spec = MachineSpec(
             name="kangaroo-test",
             qemu=qemu,
@@ -54,7 +55,7 @@ async def machine(
             memory_mib=64,
             vcpus=1,
             qmp_fd=listener.fileno(),
-            console_fd=console,
+            console_fd=console.write_fd,
             accelerator=Accelerator.TCG,
             paused=True,
         )
@@ -68,6 +69,7 @@ async def machine(
         yield running
     finally:
         await running.kill()
+        console.close()
 
 
 def test_it_answers_pauses_resumes_and_ends(qemu: Path, tmp_path: Path) -> None:
@@ -112,6 +114,21 @@ def test_a_qemu_that_never_answers_is_killed_in_time(tmp_path: Path) -> None:
 
     with pytest.raises(DeadlineExceeded, match="QMP greeting"):
         asyncio.run(body())
+
+
+def test_the_console_is_kept_in_bounded_space(tmp_path: Path) -> None:
+    async def body() -> None:
+        console = Console(tmp_path / "console.log", limit_bytes=1000)
+        for number in range(100):
+            os.write(console.write_fd, f"line {number}\n".encode() * 10)
+            assert console.tail().endswith(f"line {number}")
+        console.close()
+        console.close()
+
+    asyncio.run(body())
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["console.log", "console.log.1"]
+    assert all((tmp_path / name).stat().st_size <= 1000 for name in kept)
 
 
 def test_a_node_without_kvm_is_told(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from kangaroo.runtime.state import ProcessIdentity, SandboxState
 from kangaroo.runtime.streams import StreamHub
 from kangaroo.vmm.child import Child
 from kangaroo.vmm.confinement import Confinement
-from kangaroo.vmm.machine import LaunchPaths, Machine, open_console, qmp_listener
+from kangaroo.vmm.console import Console
+from kangaroo.vmm.machine import LaunchPaths, Machine, qmp_listener
 from kangaroo.vmm.spec import (
     KERNEL_PARAMETERS,
     GuestImage,
@@ -73,6 +74,7 @@ class HostSide:
         self.network: PodNetwork | None = None
         self.hub: StreamHub | None = None
         self.machine: Machine | None = None
+        self.console: Console | None = None
         self._virtiofsd: Child | None = None
         self._cgroup: Path | None = None
 
@@ -108,6 +110,8 @@ class HostSide:
         """
         if self.machine is not None:
             await self.machine.kill()
+        if self.console is not None:
+            self.console.close()
         if self.hub is not None:
             await self.hub.aclose()
         if self._virtiofsd is not None:
@@ -184,8 +188,8 @@ class HostSide:
     async def _launch(
         self, stack: contextlib.ExitStack, virtiofs: socket.socket, vsock_device: VsockDevice
     ) -> None:
-        console = open_console(self.paths.console_log)
-        stack.callback(os.close, console)
+        self.console = Console(self.paths.console_log)
+        stack.callback(self.console.release_write_end)
         listener = stack.enter_context(qmp_listener(self.paths.qmp_socket))
         spec = MachineSpec(
             name=f"kangaroo-{self.placement.sandbox_id}",
@@ -195,7 +199,7 @@ class HostSide:
             memory_mib=self.placement.size.memory_mib,
             vcpus=self.placement.size.vcpus,
             qmp_fd=listener.fileno(),
-            console_fd=console,
+            console_fd=self.console.write_fd,
             command_line=self._command_line(),
             virtiofs_fd=virtiofs.fileno(),
             vsock=vsock_device,

@@ -33,7 +33,6 @@ from kangaroo.wire.agent_protocol import PROTOCOL_VERSION
 _LOG = logging.getLogger(__name__)
 
 _POD_UID = "io.kubernetes.cri.sandbox-uid"
-_CONSOLE_TAIL_BYTES = 1024
 
 __all__ = ["RootfsMount", "Sandbox"]
 
@@ -314,8 +313,4 @@ def _bundle_rootfs(bundle: Path, spec: Mapping[str, Any]) -> RootfsMount:
 
 
 def _console_tail(host: HostSide) -> str:
-    try:
-        content = host.paths.console_log.read_bytes()
-    except OSError as error:
-        return f"none: {error}"
-    return content[-_CONSOLE_TAIL_BYTES:].decode(errors="replace").strip() or "empty"
+    return host.console.tail() if host.console is not None else "none"

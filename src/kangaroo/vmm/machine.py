@@ -169,8 +169,3 @@ def require_kvm(path: Path = KVM_PATH) -> None:
             f"{path} cannot be opened: {error.strerror}",
             hint="a sandboxed pod needs KVM: enable virtualisation, load kvm_amd or kvm_intel",
         ) from error
-
-
-def open_console(path: Path) -> int:
-    """A descriptor for the guest's serial console log. Raises OSError."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
