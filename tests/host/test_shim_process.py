@@ -33,7 +33,7 @@ class Shim:
         self.config.write_text(f'state_root = "{self.state}"\n')
         self.script = directory / "containerd-shim-kangaroo-v2"
         self.script.write_text(
-            f"import sys\nsys.path[:0] = {[str(SOURCE), *_site_packages()]!r}\n"
+            f"import sys\nsys.path[:0] = {[str(SOURCE), *filter(None, sys.path)]!r}\n"
             "from kangaroo.runtime.shim import main\nsys.exit(main())\n"
         )
 
@@ -69,10 +69,6 @@ class Shim:
 
     def daemon(self, pod: str) -> int:
         return int((self.state / pod / "shim.pid").read_text())
-
-
-def _site_packages() -> list[str]:
-    return [path for path in sys.path if path.endswith("site-packages")]
 
 
 @pytest.fixture
