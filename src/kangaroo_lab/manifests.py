@@ -30,6 +30,7 @@ class Variant:
     passthrough: bool
     image: str | None = None  # None: the example's
     replicas: int = 1
+    grace_s: int = 1  # the example's `tail` does not hear SIGTERM: waiting for it shows nothing
 
 
 def fill(manifest: str, server: str) -> str:
@@ -75,6 +76,7 @@ def variant(deployment: Manifest, wanted: Variant) -> Manifest:
     template["spec"].pop("runtimeClassName", None)
     if wanted.runtime_class is not None:
         template["spec"]["runtimeClassName"] = wanted.runtime_class
+    template["spec"]["terminationGracePeriodSeconds"] = wanted.grace_s
     if wanted.image is not None:
         for container in template["spec"]["containers"]:
             container["image"] = wanted.image

@@ -130,7 +130,10 @@ def test_a_variant_differs_in_what_it_names_only() -> None:
     assert made["metadata"] == {"name": "plain"}
     assert made["spec"]["selector"]["matchLabels"] == template["metadata"]["labels"]
     assert template["metadata"]["annotations"] == {}
-    assert template["spec"] == {"containers": [{"name": "b", "image": "busybox"}]}
+    assert template["spec"] == {
+        "containers": [{"name": "b", "image": "busybox"}],
+        "terminationGracePeriodSeconds": 1,
+    }
     assert MANIFEST["spec"]["replicas"] == 2  # type: ignore[index] # the original stays
 
 
