@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,15 +93,18 @@ class HostSide:
         network = asyncio.create_task(self._connect_network())
         try:
             self.shared.prepare()
-            async with self._descriptors() as descriptors:
+            # Descriptors that QEMU inherits; our copies are closed once it has them.
+            with contextlib.ExitStack() as descriptors:
                 virtiofs = await self._start_virtiofsd(descriptors)
                 vsock_device = self._listen_vsock(descriptors)
-                await network
+                await asyncio.shield(network)
                 await self._launch(descriptors, virtiofs, vsock_device)
         finally:
             # Also on an error elsewhere: a tap that the thread is about to make must be known to
             # `release`.
             await asyncio.wait({network})
+            if (error := network.exception()) is not None:
+                _LOG.debug("network not connected error=%s", error)
 
     async def release(self) -> None:
         """Kill what runs and take everything away. Idempotent; carries on past errors and logs
@@ -151,12 +153,6 @@ class HostSide:
             cgroup.remove(path, timeout_s=_CGROUP_TIMEOUT_S)
         except OSError as error:
             _LOG.warning("cgroup stays path=%s error=%s", path, error)
-
-    @contextlib.asynccontextmanager
-    async def _descriptors(self) -> AsyncIterator[contextlib.ExitStack]:
-        """Descriptors that QEMU inherits; our copies are closed once it has them."""
-        with contextlib.ExitStack() as stack:
-            yield stack
 
     async def _start_virtiofsd(self, stack: contextlib.ExitStack) -> socket.socket:
         self._virtiofsd, connection = await virtiofsd.start(
