@@ -30,6 +30,7 @@ from kangaroo.wire.aio import Server
 
 _LOG = logging.getLogger(__name__)
 _FLUSH_TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 1.0
 
 
 def run(options: ShimOptions) -> int:
@@ -62,13 +63,15 @@ async def _serve(options: ShimOptions, config: RuntimeConfig, listener: socket.s
     publisher = EventPublisher(os.environ.get("TTRPC_ADDRESS", ""), options.namespace)
     pod = Pod(boot, publisher.publish, background)
     service = TaskService(pod, background, ending.set)
-    serving = background.spawn(Server(service.handlers()).serve(listener), name="serve")
+    server = Server(service.handlers())
+    serving = background.spawn(server.serve(listener), name="serve")
     background.spawn(publisher.run(), name="events")
     _LOG.info("serving sandbox=%s namespace=%s", options.sandbox_id, options.namespace)
 
     await ending.wait()
     await pod.ended()
     await publisher.flush(_FLUSH_TIMEOUT_S)
+    await server.wait_idle(_ANSWER_TIMEOUT_S)
     serving.cancel()
     await background.aclose()
     _remove(config.state_root / options.sandbox_id)

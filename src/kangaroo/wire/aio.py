@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from os import PathLike, fspath
 
 from kangaroo.wire.connection import ClientConnection, RequestReceived, ServerConnection
@@ -145,6 +146,15 @@ class Server:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self, timeout_s: float) -> None:
+        """Return when every call has been answered, or after `timeout_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept connections on a listening socket until cancelled; then close them and the
@@ -182,6 +192,8 @@ class Server:
         self, connection: ServerConnection, writer: asyncio.StreamWriter, request: RequestReceived
     ) -> None:
         stream_id = request.stream_id
+        self._running += 1
+        self._idle.clear()
         try:
             payload = await self._call(request)
             writer.write(connection.respond(stream_id, payload))
@@ -191,6 +203,10 @@ class Server:
             )
         except LocalProtocolError as error:
             writer.write(connection.fail(stream_id, Status(Code.RESOURCE_EXHAUSTED, str(error))))
+        finally:
+            self._running -= 1
+            if self._running == 0:
+                self._idle.set()
 
     async def _call(self, request: RequestReceived) -> bytes:
         handler = self._services.get(request.service, {}).get(request.method)
