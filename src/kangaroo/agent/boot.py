@@ -1,0 +1,72 @@
+"""From a bare kernel to a system in which containers can run."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from kangaroo.linux.mount import MountFlag, mount
+from kangaroo.wire.agent_protocol import NAS_DIRECTORY, SHARED_DIRECTORY, VIRTIOFS_TAG
+
+_SAFE = MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC
+_FILE_SYSTEMS = (
+    ("proc", "/proc", "proc", _SAFE, ""),
+    ("sysfs", "/sys", "sysfs", _SAFE, ""),
+    ("cgroup2", "/sys/fs/cgroup", "cgroup2", _SAFE, ""),
+    ("devpts", "/dev/pts", "devpts", MountFlag.NOSUID | MountFlag.NOEXEC, "mode=620,ptmxmode=666"),
+    ("mqueue", "/dev/mqueue", "mqueue", _SAFE, ""),
+    ("tmpfs", "/dev/shm", "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=1777"),
+    ("tmpfs", "/run", "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=755"),
+    ("tmpfs", "/tmp", "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=1777"),
+)
+_CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
+_MODULES = ("virtio_net", "vmw_vsock_virtio_transport")
+_MODPROBE = "/usr/sbin/modprobe"
+
+
+def mount_pseudo_file_systems() -> None:
+    """Everything that a Linux program expects to find mounted."""
+    os.umask(0o022)
+    for source, target, fstype, flags, data in _FILE_SYSTEMS:
+        if target.startswith("/dev/"):
+            os.makedirs(target, exist_ok=True)
+        mount(source, target, fstype, flags, data)
+    for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
+        if not os.path.lexists(f"/dev/{name}"):
+            os.symlink(f"/proc/self/fd{target}", f"/dev/{name}")
+
+
+def enable_controllers(root: str = "/sys/fs/cgroup", parent: str = "kangaroo") -> None:
+    """Make the containers' parent cgroup and hand it the controllers that the kernel has."""
+    os.makedirs(f"{root}/{parent}", exist_ok=True)
+    with open(f"{root}/cgroup.controllers") as file:
+        present = file.read().split()
+    wanted = " ".join(f"+{name}" for name in _CONTROLLERS if name in present)
+    for directory in (root, f"{root}/{parent}"):
+        with open(f"{directory}/cgroup.subtree_control", "w") as file:
+            file.write(wanted)
+
+
+def load_modules() -> None:
+    """Drivers of devices that no udev is there to announce."""
+    pid = os.posix_spawn(_MODPROBE, (_MODPROBE, "-a", "-q", *_MODULES), {})
+    os.waitpid(pid, 0)
+
+
+def mount_shared() -> None:
+    """The tree that the host shares by virtio-fs. Left out when there is no such device."""
+    os.makedirs(SHARED_DIRECTORY, exist_ok=True)
+    os.makedirs(NAS_DIRECTORY, exist_ok=True)
+    mount(VIRTIOFS_TAG, SHARED_DIRECTORY, "virtiofs", MountFlag.NODEV)
+
+
+def command_line(path: str = "/proc/cmdline") -> dict[str, str]:
+    """The kernel's parameters; one without `=` has the value ""."""
+    with open(path) as file:
+        words = file.read().split()
+    return {key: value for key, _, value in (word.partition("=") for word in words)}
+
+
+def ignore_terminal_signals() -> None:
+    """A dropped stream must not kill PID 1; Python already ignores SIGPIPE, the rest has no meaning here."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -1,0 +1,86 @@
+"""The agent's life: boot, dial the host, serve, shut down, power off."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import time
+from typing import Any
+
+from kangaroo.agent import boot, log
+from kangaroo.agent.control import Control, handlers_of
+from kangaroo.agent.loop import Loop
+from kangaroo.agent.service import Service
+from kangaroo.agent.stdio import Dial
+from kangaroo.wire.agent_protocol import DEBUG_KEY, PORT_KEY
+
+_CID_HOST = 2
+_DIAL_TIMEOUT_S = 10.0
+_LAST_SHUTDOWN_TIMEOUT_S = 60.0
+_RB_POWER_OFF = 0x4321FEDC  # linux/reboot.h
+
+
+def main() -> None:
+    """Never returns: PID 1 that ends is a kernel panic."""
+    try:
+        boot.mount_pseudo_file_systems()
+        parameters = boot.command_line()
+        if parameters.get(DEBUG_KEY) == "1":
+            log.enable_debug()
+        boot.load_modules()
+        boot.enable_controllers()
+        boot.mount_shared()
+        serve(_dialer(int(parameters[PORT_KEY])))
+    except BaseException as error:
+        log.exception("the agent failed", error)
+    _power_off()
+
+
+def serve(dial: Dial) -> None:
+    """Serve one control connection until it closes or PowerOff is called; returns when all is unmounted."""
+    loop = Loop()
+    powering_off = False
+
+    def power_off() -> None:
+        nonlocal powering_off
+        powering_off = True
+        # After this turn of the loop the answer to PowerOff is queued.
+        loop.call_later(0, last_words)
+
+    def last_words() -> None:
+        control.flush()
+        loop.stop()
+
+    def on_closed() -> None:
+        if not powering_off:
+            loop.spawn(close_down())
+
+    async def close_down() -> None:
+        try:
+            await service.shutdown(timeout_s=_LAST_SHUTDOWN_TIMEOUT_S)
+        finally:
+            loop.stop()
+
+    service = Service(loop, dial=dial, power_off=power_off, boot_ns=time.monotonic_ns())
+    control = Control(loop, dial(), handlers_of(service), on_closed)
+    log.info("ready", monotonic_ms=time.monotonic_ns() // 1_000_000)
+    loop.run()
+
+
+def _dialer(port: int) -> Dial:
+    def dial() -> socket.socket:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        sock.settimeout(_DIAL_TIMEOUT_S)
+        address: Any = (_CID_HOST, port)
+        sock.connect(address)
+        return sock
+
+    return dial
+
+
+def _power_off() -> None:
+    os.sync()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.reboot(ctypes.c_int(_RB_POWER_OFF))
+    log.info("reboot(2) returned", errno=ctypes.get_errno())

@@ -1,0 +1,325 @@
+"""NAS volumes in the guest: mount, statistics, flush and unmount.
+
+Every system call that can wait for a server is made in a forked child with a deadline, never in PID 1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from kangaroo.agent import log
+from kangaroo.agent.children import Children
+from kangaroo.agent.kmsg import KernelLog
+from kangaroo.agent.loop import Future, Loop
+from kangaroo.errors import (
+    AlreadyExists,
+    CommandFailed,
+    DeadlineExceeded,
+    InvalidRequest,
+    MountFailed,
+    NotFound,
+)
+from kangaroo.linux.mount import MountFlag, UmountFlag, mount, umount
+from kangaroo.wire.agent_protocol import NAS_DIRECTORY
+
+_FLAGS = {
+    "ro": MountFlag.RDONLY,
+    "nosuid": MountFlag.NOSUID,
+    "nodev": MountFlag.NODEV,
+    "noexec": MountFlag.NOEXEC,
+    "noatime": MountFlag.NOATIME,
+    "nodiratime": MountFlag.NODIRATIME,
+    "relatime": MountFlag.RELATIME,
+    "sync": MountFlag.SYNCHRONOUS,
+}
+_KERNEL_PREFIXES = ("NFS", "nfs", "RPC", "rpc", "lockd", "svc")
+
+_ACCESS = "the server refuses this guest: the export may allow only the addresses of nodes"
+_REACH = "the guest cannot reach the server: check its address, the pod's network and firewalls"
+_HINTS = {
+    errno.EACCES: _ACCESS,
+    errno.EPERM: _ACCESS,
+    errno.ETIMEDOUT: _REACH,
+    errno.ENETUNREACH: _REACH,
+    errno.EHOSTUNREACH: _REACH,
+    errno.ECONNREFUSED: _REACH,
+    errno.EPROTONOSUPPORT: "the server does not speak this NFS version",
+    errno.EINVAL: "the guest's kernel does not accept an option or the NFS version",
+    errno.ENOENT: "the server does not export this path",
+    errno.ENODEV: "the guest's kernel lacks the file system",
+}
+
+
+class Volume(NamedTuple):
+    """A mounted volume. `request` is what was asked for."""
+
+    mount_point: str
+    super_options: str
+    request: tuple[str, str, tuple[str, ...], str]
+
+
+class Volumes:
+    """The NAS volumes of this guest, by volume id."""
+
+    def __init__(self, loop: Loop, children: Children) -> None:
+        self._loop = loop
+        self._children = children
+        self._volumes: dict[str, Volume] = {}
+        self._mounting: dict[str, Future] = {}
+
+    def mount_point(self, volume_id: str) -> str:
+        """Where the volume is mounted. Raises NotFound."""
+        return self._find(volume_id).mount_point
+
+    async def mount(
+        self,
+        *,
+        volume_id: str,
+        source: str,
+        fstype: str,
+        flags: list[str],
+        options: str,
+        timeout_s: float,
+    ) -> Volume:
+        """Mount, or return the mount that a repeated call finds.
+
+        Raises MountFailed, DeadlineExceeded when the kernel does not come back, AlreadyExists when the volume id
+        stands for another mount.
+        """
+        request = (source, fstype, tuple(flags), options)
+        while volume_id in self._mounting:
+            earlier = Future()
+            self._mounting[volume_id].then(earlier.set)
+            await earlier
+        volume = self._volumes.get(volume_id)
+        if volume is None:
+            done = self._mounting[volume_id] = Future()
+            try:
+                volume = await self._mount(volume_id, request, timeout_s)
+            finally:
+                del self._mounting[volume_id]
+                done.set()
+            self._volumes[volume_id] = volume
+            log.info("mounted", volume=volume_id, source=source)
+        if volume.request != request:
+            raise AlreadyExists(f"volume {volume_id} is mounted from {volume.request[0]} otherwise")
+        return volume
+
+    async def _mount(
+        self, volume_id: str, request: tuple[str, str, tuple[str, ...], str], timeout_s: float
+    ) -> Volume:
+        source, fstype, flags, options = request
+        number = MountFlag.NONE
+        for name in flags:
+            if name not in _FLAGS:
+                raise InvalidRequest("flags", f"{name!r} is no mount flag known here")
+            number |= _FLAGS[name]
+        target = f"{NAS_DIRECTORY}/{volume_id}"
+        os.makedirs(target, mode=0o700, exist_ok=True)
+        with KernelLog() as kernel_log:
+            try:
+                await self._children.call(
+                    lambda: mount(source, target, fstype, number, options),
+                    what=f"mount {source}",
+                    timeout_s=timeout_s,
+                )
+            except DeadlineExceeded as error:
+                _detach(target)
+                reason = f"the server did not answer within {timeout_s:g} s"
+                number_ = errno.ETIMEDOUT
+                raise _failure(request, number_, reason, kernel_log) from error
+            except OSError as error:
+                raise _failure(request, error.errno, "", kernel_log) from error
+        super_options = _super_options(target)
+        if super_options is None:
+            raise MountFailed(source, options, "the mount is not in the mount table")
+        return Volume(target, super_options, request)
+
+    async def unmount(self, *, volume_id: str, timeout_s: float) -> None:
+        """Write back and unmount. A volume that is not mounted is fine.
+
+        Raises OSError (EBUSY while a container uses it), DeadlineExceeded.
+        """
+        volume = self._volumes.get(volume_id)
+        if volume is None:
+            return
+        await self._children.call(
+            lambda: _flush_and_unmount(volume.mount_point),
+            what=f"unmount {volume_id}",
+            timeout_s=timeout_s,
+        )
+        del self._volumes[volume_id]
+        log.info("unmounted", volume=volume_id)
+
+    async def unmount_all(self, timeout_s: float) -> list[dict[str, Any]]:
+        """Unmount every volume, side by side; what became of each."""
+        ends = {
+            volume_id: self._loop.spawn(self.unmount(volume_id=volume_id, timeout_s=timeout_s))
+            for volume_id in list(self._volumes)
+        }
+        outcomes = []
+        for volume_id, end in ends.items():
+            error: str | None = None
+            try:
+                await end
+            except (OSError, DeadlineExceeded, CommandFailed) as failure:
+                error = str(failure)
+                log.info("not flushed", volume=volume_id, error=error)
+            outcomes.append({"volume_id": volume_id, "flushed": error is None, "error": error})
+        return outcomes
+
+    async def stats(self, *, volume_id: str, timeout_s: float) -> dict[str, Any]:
+        """statfs and the section of /proc/self/mountstats."""
+        mount_point = self._find(volume_id).mount_point
+        answer: dict[str, Any] = await self._children.call(
+            lambda: _statfs(mount_point), what=f"statfs {volume_id}", timeout_s=timeout_s
+        )
+        answer["mountstats"] = _mountstats(mount_point)
+        return answer
+
+    async def bind(
+        self, *, volume_id: str, subpath: str, create: bool, target: str, timeout_s: float
+    ) -> None:
+        """Bind what lies at `subpath` beneath the volume on the new path `target`.
+
+        Raises InvalidRequest when the subpath leaves the volume, NotFound when there is nothing.
+        """
+        mount_point = self.mount_point(volume_id)
+        await self._resolved(
+            lambda: _bind_beneath(mount_point, subpath, create, target),
+            volume_id,
+            subpath,
+            timeout_s,
+        )
+
+    async def _resolved(
+        self, function: Callable[[], None], volume_id: str, subpath: str, timeout_s: float
+    ) -> None:
+        what = f"subPath {subpath!r} of volume {volume_id}"
+        try:
+            await self._children.call(function, what=what, timeout_s=timeout_s)
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"{what} does not exist on {self._find(volume_id).request[0]}"
+            ) from error
+        except OSError as error:
+            if error.errno in (errno.EXDEV, errno.ELOOP):
+                raise InvalidRequest(what, "it leads out of the volume") from error
+            raise
+
+    def _find(self, volume_id: str) -> Volume:
+        volume = self._volumes.get(volume_id)
+        if volume is None:
+            raise NotFound(f"volume {volume_id} is not mounted in the guest")
+        return volume
+
+
+def _failure(
+    request: tuple[str, str, tuple[str, ...], str],
+    number: int | None,
+    reason: str,
+    kernel_log: KernelLog,
+) -> MountFailed:
+    source, _, _, options = request
+    name = errno.errorcode.get(number or 0, "")
+    parts = [reason or f"{os.strerror(number or 0)} ({name})"]
+    if addresses := _guest_addresses():
+        parts.append(f"guest address {', '.join(addresses)}")
+    if said := kernel_log.lines(*_KERNEL_PREFIXES):
+        parts.append(f"kernel: {'; '.join(said)}")
+    hint = _HINTS.get(number or 0)
+    return MountFailed(source, options, "; ".join(parts), errno=number, hint=hint)
+
+
+def _guest_addresses() -> list[str]:
+    """IPv4 addresses of the guest that are not its loopback, from the local routing table."""
+    addresses: list[str] = []
+    try:
+        with open("/proc/net/fib_trie") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return addresses
+    for above, line in zip(lines, lines[1:], strict=False):
+        if "/32 host LOCAL" in line:
+            address = above.rpartition(" ")[2]
+            if not address.startswith("127.") and address not in addresses:
+                addresses.append(address)
+    return addresses
+
+
+def _super_options(target: str) -> str | None:
+    found = None
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            fields = line.split(" ")
+            if fields[4] == target:  # our own paths need no unescaping
+                found = fields[-1].strip()
+    return found
+
+
+def _detach(target: str) -> None:
+    """Take a mount away that came too late."""
+    try:
+        umount(target, UmountFlag.DETACH)
+    except OSError:
+        pass  # it did not come
+
+
+def _flush_and_unmount(mount_point: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if libc.syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), mount_point)
+    finally:
+        os.close(fd)
+    umount(mount_point)
+
+
+def _statfs(mount_point: str) -> dict[str, int]:
+    found = os.statvfs(mount_point)
+    return {
+        "total_bytes": found.f_blocks * found.f_frsize,
+        "free_bytes": found.f_bfree * found.f_frsize,
+        "available_bytes": found.f_bavail * found.f_frsize,
+        "total_inodes": found.f_files,
+        "free_inodes": found.f_ffree,
+    }
+
+
+def _mountstats(mount_point: str) -> str:
+    """The section of one mount; sections begin with `device … mounted on … with fstype …`."""
+    with open("/proc/self/mountstats") as file:
+        sections = file.read().split("\ndevice ")
+    for section in sections:
+        if f" mounted on {mount_point} with fstype " in section.partition("\n")[0]:
+            return f"device {section.removeprefix('device ').rstrip()}\n"
+    return ""
+
+
+def _bind_beneath(mount_point: str, subpath: str, create: bool, target: str) -> None:
+    """In the child: resolve, make the place, bind."""
+    import stat
+
+    from kangaroo.linux.mount import bind
+    from kangaroo.linux.openat2 import ensure_directory_beneath, open_beneath
+
+    root = os.open(mount_point, os.O_PATH | os.O_DIRECTORY)
+    try:
+        found = open_beneath(root, subpath, os.O_PATH)
+    except FileNotFoundError:
+        if not create:
+            raise
+        # As kubelet does: a directory made for a subPath has the mode of the volume's root.
+        found = ensure_directory_beneath(root, subpath, stat.S_IMODE(os.fstat(root).st_mode))
+    os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+    if stat.S_ISDIR(os.fstat(found).st_mode):
+        os.mkdir(target)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    bind(f"/proc/self/fd/{found}", target)

@@ -1,0 +1,84 @@
+"""The guest's network: one `ip -batch` child does it all."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from kangaroo.agent.children import Children
+from kangaroo.errors import InvalidRequest, NotFound
+
+_IP = "/usr/bin/ip"
+_TIMEOUT_S = 30.0
+_CLASS_NET = "/sys/class/net"
+
+
+async def configure(
+    children: Children,
+    *,
+    interfaces: list[dict[str, Any]],
+    routes: list[dict[str, Any]],
+    neighbours: list[dict[str, Any]],
+) -> None:
+    """Rename the interfaces by their MAC and apply everything. A repeat is harmless.
+
+    Raises NotFound for a MAC that no interface has, CommandFailed with the words of ip(8).
+    """
+    text = batch(interfaces, routes, neighbours, interfaces_by_mac())
+    await children.run((_IP, "-batch", "-"), timeout_s=_TIMEOUT_S, input=text.encode())
+
+
+def interfaces_by_mac() -> dict[str, str]:
+    """The names of the interfaces there are."""
+    found = {}
+    for name in os.listdir(_CLASS_NET):
+        with open(f"{_CLASS_NET}/{name}/address") as file:
+            found[file.read().strip()] = name
+    return found
+
+
+def batch(
+    interfaces: list[dict[str, Any]],
+    routes: list[dict[str, Any]],
+    neighbours: list[dict[str, Any]],
+    present: dict[str, str],
+) -> str:
+    """The input of `ip -batch`. `present` maps MACs to the names that the interfaces have now."""
+    lines = ["link set dev lo up"]
+    for interface in interfaces:
+        name = interface["name"]
+        current = present.get(interface["mac"].lower())
+        if current is None:
+            raise NotFound(
+                f"no interface has the address {interface['mac']}",
+                hint=f"present are {', '.join(sorted(present)) or 'none'}",
+            )
+        if current != name:
+            lines.append(f"link set dev {current} name {name}")
+        lines.append(f"link set dev {name} mtu {interface['mtu']} up")
+        for address in interface["addresses"]:
+            # Without duplicate address detection: CNI owns the address, and a tentative one cannot be used.
+            nodad = " nodad" if ":" in address else ""
+            lines.append(f"address replace {address} dev {name}{nodad}")
+    for neighbour in neighbours:
+        lines.append(
+            f"neighbour replace {neighbour['address']} lladdr {neighbour['mac']}"
+            f" dev {neighbour['device']} nud permanent"
+        )
+    lines.extend(_route(route) for route in routes)
+    for line in lines:
+        if "\n" in line:
+            raise InvalidRequest("interfaces", "a line break in a name or an address")
+    return "\n".join(lines) + "\n"
+
+
+def _route(route: dict[str, Any]) -> str:
+    words = ["route", "replace", route["destination"]]
+    if route["gateway"] is not None:
+        words += ["via", route["gateway"]]
+    words += ["dev", route["device"]]
+    if route["scope"] is not None:
+        words += ["scope", route["scope"]]
+    if route["onlink"]:
+        words.append("onlink")
+    return " ".join(words)

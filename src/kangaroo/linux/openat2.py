@@ -1,0 +1,78 @@
+"""openat2(2): open what lies beneath a directory, and nothing else, whoever changes the tree meanwhile."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_SYS_OPENAT2 = 437  # the same number on every architecture; Linux 5.6
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_BENEATH = 0x08
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+def open_beneath(dirfd: int, relative: str, flags: int) -> int:
+    """Open `relative` beneath the directory `dirfd`; the descriptor is close-on-exec.
+
+    Symbolic links are followed while they stay beneath; an absolute one, or `..` that leaves, is EXDEV. "" and "."
+    are the directory itself. Raises OSError naming `relative`.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+    fd: int = _libc.syscall(
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_int(dirfd),
+        ctypes.c_char_p(os.fsencode(relative or ".")),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), relative)
+    return fd
+
+
+def ensure_directory_beneath(dirfd: int, relative: str, mode: int) -> int:
+    """Open the directory `relative` beneath `dirfd` (O_PATH), creating what is missing of it with `mode`.
+
+    The mode holds whatever the umask is. Components are created one by one, each in a directory that was itself
+    opened beneath `dirfd`; `..` is not accepted in what has to be created. Raises OSError.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY
+    parts = [part for part in relative.split("/") if part not in ("", ".")]
+    current = open_beneath(dirfd, ".", flags)
+    for depth, part in enumerate(parts, 1):
+        try:
+            following = _enter(dirfd, current, "/".join(parts[:depth]), part, mode)
+        finally:
+            os.close(current)
+        current = following
+    return current
+
+
+def _enter(dirfd: int, parent: int, path: str, part: str, mode: int) -> int:
+    flags = os.O_PATH | os.O_DIRECTORY
+    try:
+        return open_beneath(dirfd, path, flags)
+    except FileNotFoundError:
+        pass
+    try:
+        os.mkdir(part, mode, dir_fd=parent)
+    except (
+        FileExistsError
+    ):  # made by somebody else meanwhile, or a dangling link: the next open tells
+        return open_beneath(dirfd, path, flags)
+    made = open_beneath(dirfd, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(made, mode)
+        return open_beneath(made, ".", flags)
+    finally:
+        os.close(made)
