@@ -35,6 +35,10 @@ def _integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _port(value: Any) -> bool:
+    return _integer(value) and 0 < value < 65536
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 86400
 
@@ -55,6 +59,10 @@ def _token(value: Any) -> bool:
     return value is None or (
         isinstance(value, str) and len(value) == TOKEN_HEX_DIGITS and _HEX_DIGITS.issuperset(value)
     )
+
+
+def _new_token(value: Any) -> bool:
+    return value is not None and _token(value)
 
 
 def _list_of(check: Check) -> Check:
@@ -124,6 +132,7 @@ _SHAPES: Mapping[str, Mapping[str, Check]] = {
     Method.LIST_PIDS: _CONTAINER,
     Method.CONTAINER_STATS: _CONTAINER,
     Method.VOLUME_STATS: {"volume_id": _identifier, "timeout_s": _number},
+    Method.FORWARD_PORT: {"port": _port, "stdin": _new_token, "stdout": _new_token},
     Method.NEXT_EVENT: {},
     Method.SHUTDOWN: {"timeout_s": _number},
     Method.POWER_OFF: {},

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import kangaroo
-from kangaroo.agent import log, network
+from kangaroo.agent import log, network, port_forward
 from kangaroo.agent.children import Children
 from kangaroo.agent.containers import Containers
 from kangaroo.agent.loop import Future, Loop
@@ -32,6 +32,8 @@ class Service:
     def __init__(
         self, loop: Loop, *, dial: Dial, power_off: Callable[[], None], boot_ns: int
     ) -> None:
+        self._loop = loop
+        self._dial = dial
         self._power_off = power_off
         self._boot_ns = boot_ns
         self._children = Children(loop)
@@ -130,6 +132,10 @@ class Service:
 
     async def volume_stats(self, *, volume_id: str, timeout_s: float) -> Answer:
         return await self._volumes.stats(volume_id=volume_id, timeout_s=timeout_s)
+
+    async def forward_port(self, *, port: int, stdin: str, stdout: str) -> Answer:
+        await port_forward.forward(self._loop, self._dial, port=port, stdin=stdin, stdout=stdout)
+        return {}
 
     async def next_event(self) -> Answer:
         if not self._events:

@@ -157,7 +157,7 @@ class Streams:
     def __init__(self, loop: Loop, dial: Dial, stdio: dict[str, str | None]) -> None:
         self._loop = loop
         self._sockets = {
-            name: _announce(dial, token)
+            name: announce(dial, token)
             for name, token in stdio.items()
             if name != "terminal" and token is not None
         }
@@ -250,7 +250,8 @@ class ConsoleSocket:
         os.unlink(self.path)
 
 
-def _announce(dial: Dial, token: str) -> socket.socket:
+def announce(dial: Dial, token: str) -> socket.socket:
+    """A connection to the host that has shown its token. Raises OSError."""
     sock = dial()
     sock.sendall(token.encode() + b"\n")
     return sock

@@ -212,6 +212,10 @@ class AgentClient:
             Method.VOLUME_STATS, wait_s=timeout_s + 5, volume_id=volume_id, timeout_s=timeout_s
         )
 
+    async def forward_port(self, *, port: int, stdin: str, stdout: str) -> None:
+        """Join a connection to a port of the pod with two streams. Raises Unavailable."""
+        await self._call(Method.FORWARD_PORT, port=port, stdin=stdin, stdout=stdout)
+
     async def next_event(self) -> Message:
         """Wait, unbounded, for what happened in the guest: `type`, `container_id`."""
         return await self._call(Method.NEXT_EVENT, wait_s=None)

@@ -11,14 +11,15 @@ import dataclasses
 import logging
 import os
 import socket
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kangaroo.errors import FailedPrecondition, InvalidRequest
+from kangaroo.errors import FailedPrecondition, InvalidRequest, KangarooError
 from kangaroo.linux import cgroup, vsock
+from kangaroo.runtime import port_forward, virtiofsd
 from kangaroo.runtime import state as state_file
-from kangaroo.runtime import virtiofsd
 from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.recovery import remove_directory
 from kangaroo.runtime.sandbox_paths import SandboxPaths
@@ -75,6 +76,7 @@ class HostSide:
         self.machine: Machine | None = None
         self.console: Console | None = None
         self._virtiofsd: Child | None = None
+        self._forwarding: asyncio.Task[None] | None = None
         self._cgroup: Path | None = None
 
     def save(self, state: SandboxState) -> None:
@@ -106,10 +108,22 @@ class HostSide:
             if (error := network.exception()) is not None:
                 _LOG.debug("network not connected error=%s", error)
 
+    def forward_ports(self, connect: port_forward.Connect) -> None:
+        """Serve `kubectl port-forward` from now on. In the background: the pod does not wait for
+        it, and does without where the node has no nft.
+        """
+        netns = self.placement.netns
+        if netns is not None:
+            serving = _warning_only(port_forward.serve(netns, connect))
+            self._forwarding = asyncio.create_task(serving, name="port-forward")
+
     async def release(self) -> None:
         """Kill what runs and take everything away. Idempotent; carries on past errors and logs
         them.
         """
+        if self._forwarding is not None:
+            self._forwarding.cancel()
+            await asyncio.wait({self._forwarding})
         if self.machine is not None:
             await self.machine.kill()
         if self.console is not None:
@@ -239,3 +253,10 @@ class HostSide:
             netns=Path(netns) if netns is not None else None,
             credentials=self.config.credentials(),
         )
+
+
+async def _warning_only(serving: Coroutine[None, None, None]) -> None:
+    try:
+        await serving
+    except (OSError, KangarooError) as error:
+        _LOG.warning("kubectl port-forward will not reach this pod error=%s", error)

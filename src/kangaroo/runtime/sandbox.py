@@ -18,7 +18,7 @@ from kangaroo.errors import FailedPrecondition, KangarooError, Unavailable
 from kangaroo.nas import passthrough as nas_passthrough
 from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.net.plan import GuestNetwork
-from kangaroo.runtime import admission, oci, recovery
+from kangaroo.runtime import admission, oci, port_forward, recovery
 from kangaroo.runtime.agent_client import AgentClient
 from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.host_side import HostSide, Placement
@@ -94,6 +94,9 @@ class Sandbox:
         except BaseException:
             await host.release()
             raise
+        hub = host.hub
+        assert hub is not None
+        host.forward_ports(lambda port: port_forward.guest_port(agent, hub, port))
         return cls(host, agent, _passthrough(host, agent, policy, network))
 
     async def create_container(

@@ -41,6 +41,7 @@ class Method(StrEnum):
     LIST_PIDS = "ListPids"
     CONTAINER_STATS = "ContainerStats"
     VOLUME_STATS = "VolumeStats"
+    FORWARD_PORT = "ForwardPort"
     NEXT_EVENT = "NextEvent"
     SHUTDOWN = "Shutdown"
     POWER_OFF = "PowerOff"

@@ -1,0 +1,64 @@
+"""Connections from the host to a port of the pod, for `kubectl port-forward`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from kangaroo.agent.loop import WRITE, Future, Loop
+from kangaroo.agent.stdio import Dial, Input, Output, announce
+from kangaroo.errors import Unavailable
+
+_TIMEOUT_S = 5.0
+_LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+
+
+async def forward(loop: Loop, dial: Dial, *, port: int, stdin: str, stdout: str) -> None:
+    """Join a connection to the pod's `port` with two streams, named by their tokens.
+
+    Raises Unavailable when nothing listens there.
+    """
+    with await _connect(loop, port) as sock:
+        _Incoming(loop, announce(dial, stdin), os.dup(sock.fileno()))
+        Output(loop, os.dup(sock.fileno()), announce(dial, stdout))
+
+
+class _Incoming(Input):
+    """The host's end-of-file becomes the connection's; the other direction goes on."""
+
+    def close(self) -> None:
+        if not self._closed:
+            with socket.socket(fileno=os.dup(self._sink)) as sock:
+                try:
+                    sock.shutdown(socket.SHUT_WR)
+                except OSError:
+                    pass  # the peer is gone already
+        super().close()
+
+
+async def _connect(loop: Loop, port: int) -> socket.socket:
+    reason = 0
+    for family, address in _LOOPBACK:
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        except OSError:  # a kernel without this family
+            continue
+        sock.setblocking(False)
+        problem = sock.connect_ex((address, port))
+        if problem == errno.EINPROGRESS:
+            problem = await _settled(loop, sock)
+        if not problem:
+            return sock
+        sock.close()
+        reason = reason or problem
+    raise Unavailable(f"port {port} of the pod: {os.strerror(reason)}")
+
+
+async def _settled(loop: Loop, sock: socket.socket) -> int:
+    """The outcome of a connect(2) under way, as an errno."""
+    ready = Future()
+    loop.watch(sock.fileno(), WRITE, ready.set)
+    done = await loop.within(ready, _TIMEOUT_S)
+    loop.unwatch(sock.fileno())
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if done else errno.ETIMEDOUT
