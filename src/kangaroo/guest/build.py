@@ -105,7 +105,9 @@ class _Build:
     def _needed(self, binary: Path) -> set[str]:
         """Sonames of all libraries that the loader would map for `binary`."""
         listing = self._tool_argv("", "--list", str(binary.resolve()))
-        names = re.findall(r"^\s*([^/\s]+) => (/\S+)", run_sync(listing, timeout_s=60), re.MULTILINE)
+        names = re.findall(
+            r"^\s*([^/\s]+) => (/\S+)", run_sync(listing, timeout_s=60), re.MULTILINE
+        )
         return {name for name, path in names if path.startswith(str(self.packages))}
 
     def _python(self) -> None:
@@ -178,9 +180,7 @@ class _Build:
         members.append(cpio.character_device("dev/console", 5, 1))
         members.append(cpio.character_device("dev/kmsg", 1, 11))
         members.append(cpio.character_device("dev/null", 1, 3, 0o666))
-        members.append(
-            cpio.file("init", (Path(__file__).parent / "init.sh").read_bytes(), 0o755)
-        )
+        members.append(cpio.file("init", (Path(__file__).parent / "init.sh").read_bytes(), 0o755))
         busybox = (self.packages / "usr/bin/busybox").read_bytes()
         members.append(cpio.file("busybox", busybox, 0o755))
         for path in order:

@@ -41,7 +41,20 @@ def archive(members: Iterable[Member]) -> bytes:
 def _entry(inode: int, member: Member) -> bytes:
     name = member.path.encode() + b"\0"
     links = 2 if stat.S_ISDIR(member.mode) else 1
-    fields = (inode, member.mode, 0, 0, links, 0, len(member.data), 0, 0, *member.device, len(name), 0)
+    fields = (
+        inode,
+        member.mode,
+        0,
+        0,
+        links,
+        0,
+        len(member.data),
+        0,
+        0,
+        *member.device,
+        len(name),
+        0,
+    )
     header = b"070701" + b"".join(b"%08X" % field for field in fields) + name
     return _padded(header) + _padded(member.data)
 

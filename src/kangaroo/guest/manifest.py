@@ -27,7 +27,9 @@ class Manifest:
     files: dict[str, str]
 
 
-def write(directory: Path, *, protocol_version: int, kangaroo_version: str, kernel: str) -> Manifest:
+def write(
+    directory: Path, *, protocol_version: int, kangaroo_version: str, kernel: str
+) -> Manifest:
     """Describe the image files that lie in `directory`."""
     files = {name: _sha256(directory / name) for name in (KERNEL, INITRD, ROOT)}
     manifest = Manifest(FORMAT, protocol_version, kangaroo_version, kernel, files)
@@ -45,7 +47,9 @@ def read(directory: Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise NotFound(f"no guest image in {directory}: {MANIFEST} is missing", hint=hint) from error
+        raise NotFound(
+            f"no guest image in {directory}: {MANIFEST} is missing", hint=hint
+        ) from error
     except ValueError as error:
         raise FailedPrecondition(f"{path} is not JSON: {error}", hint=hint) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -63,7 +67,9 @@ def verify(directory: Path) -> Manifest:
     manifest = read(directory)
     for name, expected in manifest.files.items():
         if _sha256(directory / name) != expected:
-            raise FailedPrecondition(f"{directory / name} is not the file that {MANIFEST} describes")
+            raise FailedPrecondition(
+                f"{directory / name} is not the file that {MANIFEST} describes"
+            )
     return manifest
 
 
