@@ -95,7 +95,7 @@ def _install(packages: Sequence[str]) -> None:
     print(f"installing {' '.join(packages)}", file=sys.stderr)
     step = "install Debian packages"
     with Steps([step], logs=cache.cache_dir() / "logs").step(step):
-        # A list that cannot be had (some third party's) does not matter unless a package is missing.
+        # A list that cannot be had (some third party's) matters only if a package is missing.
         try:
             run_sync(["apt-get", "update", "--quiet"], timeout_s=_APT_TIMEOUT_S, env=environment)
         except CommandFailed as error:

@@ -1,9 +1,9 @@
 """The node's disk: a Debian root as an ext4 image, its kernel and its initrd.
 
-What differs between nodes is not in it. The lab gives it on the kernel command line, where systemd
-reads it: `ip=` (systemd-network-generator), `systemd.hostname=`, and
-`systemd.set_credential_binary=ssh.authorized_keys.root:<base64>`; with `net.ifnames=0` the network
-device is eth0. A QEMU `-smbios type=11` or `-fw_cfg` credential works as well.
+What differs between nodes is not in it: name, addresses, keys, containerd's configuration. The lab
+gives that at boot, as a unit in a systemd credential `systemd.extra-unit.<unit>` (SMBIOS type 11 or
+the kernel command line) and `systemd.wants=<unit>`. With `net.ifnames=0` the network device is eth0.
+Not `ip=`: the initrd has no network driver and would wait for a device.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ PACKAGES = (
 )
 DISK_SIZE = "16G"  # sparse
 
+# udev loads KVM for the processor that there is.
 MODULES = (
-    "kvm_amd",
-    "kvm_intel",
     "vhost_vsock",
     "vhost_net",
     "nfs",
@@ -62,6 +61,25 @@ MODULES = (
     "virtiofs",
     "overlay",
     "br_netfilter",
+)
+# What udev would load by itself at the cost of seconds, for hardware that a node does not use.
+UNUSED_MODULES = (
+    "aesni_intel",
+    "ahci",
+    "button",
+    "cdrom",
+    "efi_pstore",
+    "evdev",
+    "ghash_clmulni_intel",
+    "libahci",
+    "libata",
+    "serio_raw",
+    "sg",
+    "sha1_ssse3",
+    "sha256_ssse3",
+    "sha512_ssse3",
+    "sr_mod",
+    "vmw_vmci",
 )
 # The emulated processor unpacks the initrd, so it holds no more than it takes to mount the disk.
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c")
@@ -86,9 +104,20 @@ MASKED_UNITS = (
     "systemd-update-utmp.service",
     "systemd-firstboot.service",
 )
-# The lab writes containerd's configuration and starts it then.
-DISABLED_UNITS = ("containerd.service",)
-ENABLED_UNITS = ("systemd-networkd.service", "systemd-network-generator.service", "ssh.service")
+# The lab writes their configuration and starts them then. It sets the network up, too.
+DISABLED_UNITS = (
+    "containerd.service",
+    "ssh.service",
+    "systemd-network-generator.service",
+    "systemd-networkd.service",
+    "systemd-networkd.socket",
+)
+UNUSED_GENERATORS = (
+    "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator",
+    "systemd-ssh-generator",
+    "systemd-tpm2-generator",
+)
 
 FILES = {
     "etc/fstab": "/dev/vda / ext4 defaults,noatime 0 0\n",
@@ -96,7 +125,10 @@ FILES = {
     "etc/hostname": "localhost\n",
     "etc/machine-id": "",  # the node makes its own at boot
     "etc/modules-load.d/kangaroo.conf": "\n".join(MODULES) + "\n",
-    "etc/modprobe.d/kangaroo.conf": "options sunrpc tcp_slot_table_entries=128\n",
+    "etc/modprobe.d/kangaroo.conf": (
+        "options sunrpc tcp_slot_table_entries=128\n"
+        + "".join(f"blacklist {name}\n" for name in UNUSED_MODULES)
+    ),
     "etc/sysctl.d/90-kangaroo.conf": (
         "net.ipv4.ip_forward = 1\n"
         "net.bridge.bridge-nf-call-iptables = 1\n"
@@ -130,7 +162,7 @@ _TOOL_TIMEOUT_S = 900.0
 def recipe() -> str:
     """Everything that decides what the image is, as one text."""
     parts = (PACKAGES, DISK_SIZE, MODULES, INITRD_MODULES, MASKED_UNITS, DISABLED_UNITS)
-    return repr((*parts, ENABLED_UNITS, FILES, REMOVED, _HOOKS, debian.SUITE))
+    return repr((*parts, UNUSED_MODULES, UNUSED_GENERATORS, FILES, REMOVED, _HOOKS, debian.SUITE))
 
 
 def build(output: Path) -> None:
@@ -145,9 +177,10 @@ def build(output: Path) -> None:
 
 
 _HOOKS = (
+    'mkdir -p "$1/etc/systemd/system-generators"',
     'chroot "$1" systemctl mask --quiet {masked}',
     'chroot "$1" systemctl disable --quiet {disabled}',
-    'chroot "$1" systemctl enable --quiet {enabled}',
+    'for name in {generators}; do ln -s /dev/null "$1/etc/systemd/system-generators/$name"; done',
     # containerd's CNI path, and where Debian puts the plugins.
     'mkdir -p "$1/opt/cni" && ln -s /usr/lib/cni "$1/opt/cni/bin"',
     'chroot "$1" update-initramfs -u',
@@ -163,7 +196,7 @@ def _hooks(output: Path) -> list[str]:
     units = {
         "masked": " ".join(MASKED_UNITS),
         "disabled": " ".join(DISABLED_UNITS),
-        "enabled": " ".join(ENABLED_UNITS),
+        "generators": " ".join(UNUSED_GENERATORS),
     }
     copy = f'cp -r --no-preserve=ownership "{files}/." "$1/"'
     return [copy, *(hook.format(**units) for hook in _HOOKS), f'rm -r "{files}"']

@@ -1,4 +1,4 @@
-"""`kangaroo`: the verbs. Each package registers its own; one that is not installed here is left out.
+"""`kangaroo`: the verbs. Each package registers its own; one that is not there is left out.
 
 A registered verb sets `run`, a function of the parsed arguments that returns the exit status.
 """
