@@ -190,15 +190,18 @@ def test_the_nodes_namespaces_are_refused(spec: dict[str, Any], field: str) -> N
     [
         (changed(devices=[{"path": "/dev/sda", "type": "b"}]), "device /dev/sda"),
         (changed(resources={"devices": [{"allow": True, "access": "rwm"}]}), "privileged"),
-        (changed(namespaces=[
-            *(n for n in SPEC["linux"]["namespaces"] if n["type"] != "pid"),
-            {"type": "pid", "path": "/proc/7/ns/pid"},
-        ]), "shareProcessNamespace"),
     ],
-)  # fmt: skip
+)
 def test_what_needs_the_node_is_refused(spec: dict[str, Any], field: str) -> None:
     with pytest.raises(Unsupported, match=field):
         admission.check_container(spec)
+
+
+def test_a_shared_process_namespace_is_the_guests() -> None:
+    namespaces = [n for n in SPEC["linux"]["namespaces"] if n["type"] != "pid"]
+    spec = changed(namespaces=[*namespaces, {"type": "pid", "path": "/proc/7/ns/pid"}])
+    admission.check_container(spec)
+    assert guest(spec)["linux"]["namespaces"] == [{"type": "mount"}, {"type": "cgroup"}]
 
 
 def test_a_writable_sysfs_means_privileged() -> None:

@@ -25,7 +25,6 @@ def check_container(spec: Spec) -> None:
     _require_namespaces(spec)
     _refuse_privileged(spec)
     _refuse_devices(spec)
-    _refuse_joined_processes(spec)
 
 
 def network_namespace(spec: Spec) -> str | None:
@@ -69,13 +68,6 @@ def _refuse_privileged(spec: Spec) -> None:
 def _refuse_devices(spec: Spec) -> None:
     for device in _linux(spec).get("devices") or ():
         raise _refusal(f"device {device.get('path')}", "devices of the node are not in the guest")
-
-
-def _refuse_joined_processes(spec: Spec) -> None:
-    # A pid namespace with a path is the sandbox's (shareProcessNamespace) or another container's
-    # (kubectl debug).
-    if _namespaces(spec).get("pid", {}).get("path"):
-        raise _refusal("shareProcessNamespace: true", "each container has its own process ids")
 
 
 def _refusal(what: str, why: str) -> Unsupported:

@@ -183,13 +183,22 @@ def _mount(
     return result
 
 
+def _namespaces(linux: Mapping[str, Any]) -> list[str]:
+    """The namespaces that the container gets for itself inside the guest.
+
+    A pid namespace with a path is the pod's (shareProcessNamespace, or a debugger of another
+    container): the guest's own serves for it, in which every process of the pod is seen.
+    """
+    given = {entry["type"]: entry.get("path") for entry in linux.get("namespaces") or ()}
+    own = {"mount": True, "pid": not given.get("pid"), "cgroup": "cgroup" in given}
+    return [kind for kind in _GUEST_NAMESPACES if own[kind]]
+
+
 def _linux(linux: Mapping[str, Any], container_id: str) -> dict[str, Any]:
-    present = {entry["type"] for entry in linux.get("namespaces") or ()}
+    wanted = _namespaces(linux)
     result: dict[str, Any] = {
         "cgroupsPath": f"/kangaroo/{container_id}",
-        "namespaces": [
-            {"type": kind} for kind in _GUEST_NAMESPACES if kind in present or kind != "cgroup"
-        ],
+        "namespaces": [{"type": kind} for kind in wanted],
         "resources": guest_resources(linux.get("resources") or {}),
     }
     for key in ("maskedPaths", "readonlyPaths", "seccomp"):
