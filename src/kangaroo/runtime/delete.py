@@ -13,6 +13,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import time
 
 from kangaroo.errors import KangarooError
@@ -22,6 +23,7 @@ from kangaroo.runtime.spec_read import MEMBER, Grouping, check_id, grouping, rea
 from kangaroo.wire.protobuf import encode_bytes, encode_int
 
 KILLED = 128 + signal.SIGKILL
+_LOG_TAIL_BYTES = 2000
 _DAEMON_TIMEOUT_S = 4.0  # containerd gives `delete` 5 s
 
 
@@ -105,11 +107,19 @@ def _ended(descriptor: int, timeout_s: float) -> bool:
 def _clean_up(directory: str) -> None:
     if not os.path.isdir(directory):
         return
+    _show_log(f"{directory}/{paths.LOG_NAME}")
     from pathlib import Path
 
     from kangaroo.runtime.recovery import cleanup
 
     cleanup(Path(directory))
+
+
+def _show_log(path: str) -> None:
+    """A shim that died took its words along; containerd logs what `delete` says."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as log:
+        tail = log.read()[-_LOG_TAIL_BYTES:]
+        sys.stderr.write(f"the shim's last words: {tail.decode(errors='replace')}\n")
 
 
 def _unmount(path: str) -> None:

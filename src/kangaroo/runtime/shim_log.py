@@ -38,5 +38,6 @@ def configure(sandbox_id: str, *, debug: bool, bundle: str) -> None:
     logging.basicConfig(
         handlers=handlers,
         level=logging.DEBUG if debug else logging.INFO,
-        format=f"%(asctime)s %(levelname)s %(name)s sandbox={sandbox_id} %(message)s",
+        format=f"%(asctime)s %(levelname)s %(name)s pod={sandbox_id} %(message)s",
     )
+    logging.getLogger("qemu.qmp").setLevel(logging.WARNING)  # it tells every end of a connection
