@@ -1,0 +1,224 @@
+"""The agent, for real: containers by crun, streams, terminals, signals, exits, volumes' places."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.host.agent_in_namespace import Agent, AgentError, Streams, container_root, running, spec
+
+from kangaroo.wire.agent_protocol import PROTOCOL_VERSION, Method
+from kangaroo.wire.status import Code
+from kangaroo_lab import artefacts
+from kangaroo_lab.enclosure import enclosed
+
+
+@pytest.fixture(scope="session")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The guest image's root as a directory."""
+    image = artefacts.guest_image() / "rootfs.erofs"
+    place = tmp_path_factory.mktemp("guest")
+    argv = ["fsck.erofs", f"--extract={place}/root", "--overwrite", "/image"]
+    subprocess.run(
+        enclosed(
+            artefacts.host_tools(), argv, binds={place: str(place)}, read_only={image: "/image"}
+        ),
+        check=True,
+        capture_output=True,
+    )
+    return place / "root"
+
+
+@pytest.fixture
+def agent(unpacked: Path, tmp_path: Path) -> Iterator[Agent]:
+    root = tmp_path / "root"
+    shutil.copytree(unpacked, root, symlinks=True)
+    log = tmp_path / "agent.log"
+    try:
+        with running(root, log) as agent:
+            yield agent
+    finally:
+        print(log.read_text())  # pytest shows it when the test fails
+
+
+def create(
+    agent: Agent, *arguments: str, streams: Streams | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Create a container "c" that runs `arguments`."""
+    root = container_root(agent.root, "c-root")
+    streams = streams or Streams()
+    volumes = changes.pop("volumes", [])
+    call = agent.send(
+        Method.CREATE_CONTAINER,
+        container_id="c",
+        spec=spec(root, *arguments, **changes),
+        stdio=streams.wire,
+        volumes=volumes,
+    )
+    streams.accept(agent)
+    return agent.answer(call)
+
+
+def start(agent: Agent) -> None:
+    agent.call(Method.START_CONTAINER, container_id="c")
+
+
+def wait(agent: Agent, exec_id: str = "") -> int:
+    answer = agent.call(Method.WAIT_PROCESS, container_id="c", exec_id=exec_id)
+    assert answer["exited_at_ns"] > 0
+    return int(answer["exit_code"])
+
+
+def execute(agent: Agent, exec_id: str, streams: Streams, *arguments: str) -> int:
+    process = {"args": list(arguments), "env": ["PATH=/bin"], "cwd": "/", "user": {"uid": 0, "gid": 0}}
+    call = agent.send(
+        Method.EXEC_PROCESS,
+        container_id="c",
+        exec_id=exec_id,
+        process=process,
+        stdio=streams.wire,
+    )
+    streams.accept(agent)
+    return int(agent.answer(call)["pid"])
+
+
+def hello(agent: Agent, protocol: int = PROTOCOL_VERSION) -> dict[str, Any]:
+    return agent.call(
+        Method.HELLO, protocol=protocol, sandbox_id="s", hostname="pod", time_ns=_now_ns()
+    )
+
+
+def _now_ns() -> int:
+    import time
+
+    return time.time_ns()
+
+
+def test_hello_tells_versions_and_refuses_another_protocol(agent: Agent) -> None:
+    assert hello(agent)["protocol"] == PROTOCOL_VERSION
+    with pytest.raises(AgentError, match="speaks agent protocol 99") as refused:
+        hello(agent, 99)
+    assert refused.value.code == Code.FAILED_PRECONDITION
+
+
+def test_request_with_an_unknown_key_is_refused(agent: Agent) -> None:
+    with pytest.raises(AgentError, match="colour") as refused:
+        agent.call(Method.POWER_OFF, colour="red")
+    assert refused.value.code == Code.INVALID_ARGUMENT
+
+
+def test_container_runs_and_its_streams_end(agent: Agent) -> None:
+    streams = Streams("stdin", "stdout", "stderr")
+    pid = create(agent, "sh", "-c", "cat; echo oops >&2; exit 7", streams=streams)["pid"]
+    assert pid > 1
+    start(agent)
+    streams["stdin"].sendall(b"to the container\n")
+    streams["stdin"].shutdown(socket.SHUT_WR)
+    assert streams.read("stdout") == b"to the container\n"
+    assert streams.read("stderr") == b"oops\n"
+    assert wait(agent) == 7
+    agent.call(Method.DELETE_PROCESS, container_id="c", exec_id="")
+    with pytest.raises(AgentError) as gone:
+        agent.call(Method.LIST_PIDS, container_id="c")
+    assert gone.value.code == Code.NOT_FOUND
+
+
+def test_output_beyond_a_pipe_is_complete_when_the_process_has_gone(agent: Agent) -> None:
+    streams = Streams("stdout")
+    create(agent, "dd", "if=/dev/zero", "bs=65536", "count=64", streams=streams)
+    start(agent)
+    assert len(streams.read("stdout")) == 64 * 65536
+    assert wait(agent) == 0
+
+
+def test_exec_and_exit_codes(agent: Agent) -> None:
+    create(agent, "sleep", "1000")
+    start(agent)
+    streams = Streams("stdout")
+    execute(agent, "e1", streams, "sh", "-c", "echo hi; exit 3")
+    assert streams.read("stdout") == b"hi\n"
+    assert wait(agent, "e1") == 3
+    agent.call(Method.DELETE_PROCESS, container_id="c", exec_id="e1")
+    with pytest.raises(AgentError, match="nope"):
+        execute(agent, "e2", Streams(), "nope")
+    agent.call(Method.SIGNAL_PROCESS, container_id="c", exec_id="", signal=9, all=False)
+    assert wait(agent) == 137
+
+
+def test_exec_with_a_terminal(agent: Agent) -> None:
+    create(agent, "sleep", "1000")
+    start(agent)
+    streams = Streams("stdin", "stdout", terminal=True)
+    execute(agent, "t", streams, "sh")
+    agent.call(Method.RESIZE_PTY, container_id="c", exec_id="t", rows=33, columns=77)
+    streams["stdin"].sendall(b"stty size\n")
+    assert b"33 77" in streams.read_until("stdout", b"33 77")
+    streams["stdin"].sendall(b"exit 5\n")
+    streams.read("stdout")
+    assert wait(agent, "t") == 5
+
+
+def test_program_that_does_not_exist_says_so_and_leaves_nothing(agent: Agent) -> None:
+    with pytest.raises(AgentError, match=r"executable file .?nope.? not found in \$PATH"):
+        create(agent, "nope")
+    shutil.rmtree(agent.root / "test/c-root")
+    create(agent, "true")
+    start(agent)
+    assert wait(agent) == 0
+
+
+def test_signal_to_all_ends_the_container_and_a_repeat_finds_nobody(agent: Agent) -> None:
+    create(agent, "sh", "-c", "sleep 1000 & sleep 1000")
+    start(agent)
+    agent.call(Method.SIGNAL_PROCESS, container_id="c", exec_id="", signal=9, all=True)
+    assert wait(agent) == 137
+    with pytest.raises(AgentError) as gone:
+        agent.call(Method.SIGNAL_PROCESS, container_id="c", exec_id="", signal=15, all=False)
+    assert gone.value.code == Code.NOT_FOUND
+
+
+def test_several_waiters_and_a_call_in_between(agent: Agent) -> None:
+    create(agent, "sleep", "1000")
+    start(agent)
+    waits = [agent.send(Method.WAIT_PROCESS, container_id="c", exec_id="") for _ in range(2)]
+    assert len(agent.call(Method.LIST_PIDS, container_id="c")["pids"]) == 1
+    assert agent.call(Method.CONTAINER_STATS, container_id="c")["cpu"]["usage_us"] >= 0
+    agent.call(Method.SIGNAL_PROCESS, container_id="c", exec_id="", signal=15, all=False)
+    agent.call(Method.SIGNAL_PROCESS, container_id="c", exec_id="", signal=9, all=False)
+    assert [agent.answer(call)["exit_code"] for call in waits] == [137, 137]
+
+
+def test_volume_that_is_not_mounted_is_refused(agent: Agent) -> None:
+    volume = {"destination": "/data", "volume_id": "nas-x", "subpath": "", "create": False}
+    mount = {"destination": "/data", "type": "bind", "source": "", "options": ["rbind"]}
+    with pytest.raises(AgentError, match="nas-x") as refused:
+        create(agent, "true", mounts=[mount], volumes=[volume])
+    assert refused.value.code == Code.NOT_FOUND
+
+
+def test_mount_of_an_unknown_flag_is_refused(agent: Agent) -> None:
+    request = {
+        "volume_id": "nas-x",
+        "source": "192.0.2.1:/x",
+        "fstype": "nfs",
+        "options": "vers=3,addr=192.0.2.1",
+        "timeout_s": 5,
+    }
+    with pytest.raises(AgentError, match="remount"):
+        agent.call(Method.MOUNT_NAS, flags=["remount"], **request)
+    # This machine's kernel may have no NFS client; whatever it says names the source and the options.
+    with pytest.raises(AgentError, match=r"192\.0\.2\.1:/x.*vers=3"):
+        agent.call(Method.MOUNT_NAS, flags=[], **request)
+
+
+def test_shutdown_kills_what_runs_and_repeats(agent: Agent) -> None:
+    create(agent, "sleep", "1000")
+    start(agent)
+    assert agent.call(Method.SHUTDOWN, timeout_s=10) == {"volumes": []}
+    assert wait(agent) == 137
+    assert agent.call(Method.SHUTDOWN, timeout_s=10) == {"volumes": []}
