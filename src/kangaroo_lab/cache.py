@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+Build = Callable[[Path], None]
+
 KEPT_VERSIONS = 3
 _HASH_DIGITS = 16
 # A change here makes every artefact anew.
@@ -52,7 +54,7 @@ def lookup(name: str, inputs: str) -> Path | None:
     return path if path.is_dir() else None
 
 
-def artefact(name: str, inputs: str, build: Callable[[Path], None]) -> Path:
+def artefact(name: str, inputs: str, build: Build) -> Path:
     """The directory of artefact `name` made from `inputs` (a `digest`), built if it is absent.
 
     `build` gets an empty directory and fills it; whatever it raises passes through, and nothing is

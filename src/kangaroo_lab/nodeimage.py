@@ -2,8 +2,8 @@
 
 What differs between nodes is not in it: name, addresses, keys, containerd's configuration. The lab
 gives that at boot, as a unit in a systemd credential `systemd.extra-unit.<unit>` (SMBIOS type 11 or
-the kernel command line) and `systemd.wants=<unit>`. With `net.ifnames=0` the network device is eth0.
-Not `ip=`: the initrd has no network driver and would wait for a device.
+the kernel command line) and `systemd.wants=<unit>`. The network device is eth0 with
+`net.ifnames=0`. Not `ip=`: the initrd has no network driver and would wait for a device.
 """
 
 from __future__ import annotations
@@ -93,10 +93,11 @@ MASKED_UNITS = (
     "fstrim.timer",
     "getty@tty1.service",
     "man-db.timer",
-    "networkd-wait-online.service",
     "nfs-blkmap.service",
     "rpc-svcgssd.service",
     "serial-getty@ttyS0.service",
+    "proc-sys-fs-binfmt_misc.automount",
+    "systemd-binfmt.service",
     "systemd-networkd-wait-online.service",
     "systemd-pcrphase.service",
     "systemd-tpm2-setup.service",
@@ -184,6 +185,8 @@ _HOOKS = (
     # containerd's CNI path, and where Debian puts the plugins.
     'mkdir -p "$1/opt/cni" && ln -s /usr/lib/cni "$1/opt/cni/bin"',
     'chroot "$1" update-initramfs -u',
+    # Nothing of /etc and /var is older than /usr: no ldconfig, hwdb or catalogue at first boot.
+    'touch "$1/etc/.updated" "$1/var/.updated"',
 )
 
 

@@ -1,0 +1,67 @@
+"""Progress without a terminal, and what decides about Go and packages."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from kangaroo.errors import CommandFailed
+from kangaroo_lab import gobuild
+from kangaroo_lab.progress import Steps, duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (12.4, "12 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_says_where_it_is_and_what_comes_next(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    steps = Steps(["first", "second"], logs=tmp_path, stream=stream)
+    with steps.step("first"):
+        pass
+    with steps.step("second"):
+        pass
+    said = [line.rpartition(" (total")[0] for line in stream.getvalue().splitlines()]
+    assert said[0] == "[1/2] first: started, next: second"
+    assert said[1].startswith("[1/2] first: done in ")
+    assert said[2] == "[2/2] second: started, last step"
+    assert list(steps.timings) == ["first", "second"]
+
+
+def test_a_failure_shows_the_end_of_the_log(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    steps = Steps(["only"], logs=tmp_path, stream=stream)
+    with pytest.raises(CommandFailed), steps.step("only"):
+        raise CommandFailed(("make",), 2, "\n".join(f"line {n}" for n in range(100)))
+    text = stream.getvalue()
+    assert "[1/1] only: FAILED" in text
+    assert "    line 99\n" in text
+    assert "line 10\n" not in text
+    assert str(tmp_path / "only.log") in text
+    assert (tmp_path / "only.log").read_text().startswith("line 0\n")
+
+
+def test_a_step_that_was_not_announced_is_counted(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with Steps(["a"], logs=tmp_path, stream=stream).step("b"):
+        pass
+    assert stream.getvalue().startswith("[2/2] b: started, last step")
+
+
+@pytest.mark.parametrize(
+    ("version", "good"),
+    [
+        ("go version go1.26.8 linux/amd64", True),
+        ("go version go1.21 linux/amd64", True),
+        ("go version go1.19.8 linux/amd64", False),
+        ("gcc 12", False),
+    ],
+)
+def test_which_go_can_fetch_a_newer_one(version: str, good: bool) -> None:
+    assert gobuild.suitable(version) is good
