@@ -21,7 +21,8 @@ from kangaroo_lab.enclosure import enclosed
 
 OLDEST_GO = (1, 21)
 _BUILD_TIMEOUT_S = 3600.0
-_RESOLVER = (Path("/etc/resolv.conf"), Path("/etc/hosts"))
+# The names and the authorities that the machine itself goes by.
+_MACHINE = (Path("/etc/resolv.conf"), Path("/etc/hosts"), Path("/etc/ssl"))
 _GO_PACKAGES = ("ca-certificates", "golang-go", "git")
 
 
@@ -95,5 +96,5 @@ def _go(arguments: list[str], *, output: Path, source: Path) -> list[str]:
         go_root(),
         [*inside, "-C", str(source), *arguments],
         binds={path: str(path) for path in (output, home)},
-        read_only={path: str(path) for path in (source, *_RESOLVER) if path.exists()},
+        read_only={path: str(path) for path in (source, *_MACHINE) if path.exists()},
     )
