@@ -46,13 +46,14 @@ Code = grpc.StatusCode
         (
             "mount.nfs: requested NFS version or transport protocol is not supported for x",
             errno.EPROTONOSUPPORT,
-            Code.INVALID_ARGUMENT,
+            Code.FAILED_PRECONDITION,
         ),
         (
             "mount.nfs: an incorrect mount option was specified for x",
             errno.EINVAL,
             Code.INVALID_ARGUMENT,
         ),
+        ("mount.nfs: mount system call failed for /t", errno.EIO, Code.UNAVAILABLE),
         ("mount: /t: unknown filesystem type 'nfs'.", errno.ENODEV, Code.INTERNAL),
         ("mount.nfs: something new", None, Code.INTERNAL),
         ("", None, Code.INTERNAL),

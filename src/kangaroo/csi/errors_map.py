@@ -21,11 +21,12 @@ _BY_KIND: dict[type[errors.KangarooError], grpc.StatusCode] = {
 
 _BY_MOUNT_ERRNO: dict[int | None, grpc.StatusCode] = {
     errno.EINVAL: grpc.StatusCode.INVALID_ARGUMENT,
-    errno.EPROTONOSUPPORT: grpc.StatusCode.INVALID_ARGUMENT,
+    errno.EPROTONOSUPPORT: grpc.StatusCode.FAILED_PRECONDITION,
     errno.ENOENT: grpc.StatusCode.NOT_FOUND,
     errno.ENOTDIR: grpc.StatusCode.FAILED_PRECONDITION,
     errno.EACCES: grpc.StatusCode.PERMISSION_DENIED,
     errno.EPERM: grpc.StatusCode.PERMISSION_DENIED,
+    errno.EIO: grpc.StatusCode.UNAVAILABLE,
     errno.ECONNREFUSED: grpc.StatusCode.UNAVAILABLE,
     errno.ECONNRESET: grpc.StatusCode.UNAVAILABLE,
     errno.EHOSTUNREACH: grpc.StatusCode.UNAVAILABLE,

@@ -49,7 +49,7 @@ _CAUSES = (
     _cause(
         "not supported",
         errno.EPROTONOSUPPORT,
-        "the server does not offer this NFS version or transport",
+        "the server's NFS service is not running, or does not offer this version or transport",
     ),
     _cause(
         "incorrect mount option|invalid argument",
@@ -63,6 +63,7 @@ _CAUSES = (
     _cause("no route to host", errno.EHOSTUNREACH, "check the address and the node's routes"),
     _cause("network is unreachable", errno.ENETUNREACH, "check the node's routes"),
     _cause("timed out|not responding", errno.ETIMEDOUT, "the server does not answer"),
+    _cause("mount system call failed", errno.EIO, "the server's NFS services do not answer"),
     _cause("operation not permitted|permission denied", errno.EPERM, "the server or node refuses"),
 )
 

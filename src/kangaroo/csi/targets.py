@@ -25,6 +25,7 @@ from kangaroo.errors import (
     Unavailable,
 )
 from kangaroo.linux import mountinfo, process
+from kangaroo.nas import options
 from kangaroo.nas.guest_mount import is_nas
 from kangaroo.nas.placeholder import is_placeholder
 from kangaroo.nas.volume import NasVolume
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 # Mounts on top of each other at one target that an unpublish takes away.
 _STACK_LIMIT = 16
 _TARGET_MODE = 0o750
+_UMOUNT = ("umount", "--no-canonicalize", "--internal-only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ async def _already_published(volume: NasVolume, target: str, timeouts: Timeouts)
         how = "writable" if volume.read_only else "read-only"
         raise AlreadyExists(f"{target} is a {how} mount of {volume.source} already")
     try:
-        await process.run(("stat", "--file-system", target), timeout_s=timeouts.probe_s)
+        await process.run(("stat", target), timeout_s=timeouts.probe_s)
     except DeadlineExceeded as error:
         raise Unavailable(f"{volume.source} on {target} does not answer") from error
     except CommandFailed as error:
@@ -172,12 +174,8 @@ def _make_directory(target: str) -> bool:
 
 
 async def _mount(volume: NasVolume, target: str, timeouts: Timeouts) -> None:
-    options = volume.option_string
-    if not any(option.startswith("retry=") for option in volume.options):
-        # mount.nfs would try again for two minutes, as long as kubelet waits. Kubelet tries again
-        # itself.
-        options += ",retry=0"
-    command = ("mount", "-t", "nfs", "-o", options, volume.source, target)
+    mount_options = ",".join((volume.option_string, *_helper_options(volume)))
+    command = ("mount", "-t", "nfs", "-o", mount_options, volume.source, target)
     try:
         await process.run(command, timeout_s=timeouts.mount_s)
     except CommandFailed as error:
@@ -191,6 +189,20 @@ async def _mount(volume: NasVolume, target: str, timeouts: Timeouts) -> None:
     entry = mountinfo.at(target, mountinfo.read())
     if entry is None or not is_nas(entry):
         raise FailedPrecondition(f"mount of {volume.source} succeeded, but {target} is not NFS")
+
+
+def _helper_options(volume: NasVolume) -> list[str]:
+    """Options for mount.nfs alone, unless the volume says otherwise.
+
+    `retry=0`: it would try again for two minutes, as long as kubelet waits; kubelet tries again
+    itself. `mountproto=tcp`: it would ask mountd over UDP first, which costs seconds where UDP is
+    filtered.
+    """
+    about = {options.key_of(option) for option in volume.options}
+    helper = [] if "retry" in about else ["retry=0"]
+    if volume.version == "3" and not about & {"proto", "mountproto"}:
+        helper.append("mountproto=tcp")
+    return helper
 
 
 async def _set_mode(volume: NasVolume, target: str, timeouts: Timeouts) -> None:
@@ -231,23 +243,22 @@ async def _unmount(target: str, timeouts: Timeouts) -> None:
 
 
 async def _unmount_topmost(entry: mountinfo.MountEntry, timeouts: Timeouts) -> None:
-    """umount, then by force, then lazily.
+    """umount, then by force, then lazily; without umount.nfs, which would talk to the server first.
 
     Force aborts what the server has not answered, so it is used only when umount got no answer. A
     mount that is merely busy is detached at once, and its users' writes still reach the server.
     """
     target = entry.mount_point
     try:
-        await process.run(("umount", "--no-canonicalize", target), timeout_s=timeouts.unmount_s)
+        await process.run((*_UMOUNT, target), timeout_s=timeouts.unmount_s)
         return
     except (CommandFailed, DeadlineExceeded) as error:
         _log.warning("umount failed target=%s source=%s: %s", target, entry.source, error)
         answered = isinstance(error, CommandFailed)
     steps = (("--lazy",),) if answered else (("--force",), ("--force", "--lazy"))
     for step in steps:
-        command = ("umount", "--no-canonicalize", "--internal-only", *step, target)
         try:
-            await process.run(command, timeout_s=timeouts.unmount_s)
+            await process.run((*_UMOUNT, *step, target), timeout_s=timeouts.unmount_s)
         except (CommandFailed, DeadlineExceeded) as error:
             failure = error
             _log.warning("umount failed target=%s options=%s: %s", target, step, error)
