@@ -92,7 +92,9 @@ class Node:
         """
         if local.is_dir():
             pack = ["tar", "-C", str(local), "-cf", "-", "."]
-            self._stream(pack, f"mkdir -p '{remote}' && tar -C '{remote}' --no-same-owner -xf -", timeout_s)
+            # Modes of directories that are there stay: a temporary directory's 0700 is not for `/`.
+            unpack = f"tar -C '{remote}' --no-same-owner --no-overwrite-dir -xf -"
+            self._stream(pack, f"mkdir -p '{remote}' && {unpack}", timeout_s)
         else:
             self._stream(["cat", str(local)], f"cat >'{remote}.new' && mv '{remote}.new' '{remote}'", timeout_s)
 
