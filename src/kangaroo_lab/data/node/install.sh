@@ -2,15 +2,14 @@
 # Makes a node out of the stock root: run once per boot by systemd, from the payload disk.
 set -eu
 payload=/run/payload
+# shellcheck source=/dev/null
 . "$payload/node.env"
 
-modprobe -a kvm_amd vhost_vsock vhost_net nfs overlay br_netfilter nf_conntrack 2>/dev/null || true
 hostname "$NODE_NAME"
 ip address add "$NODE_ADDRESS/$NODE_PREFIX" dev eth0
 ip link set lo up
 ip link set eth0 up
 ip route add default via "$GATEWAY"
-sysctl -q -w net.ipv4.ip_forward=1 kernel.panic=10 kernel.panic_on_oops=1 vm.overcommit_memory=1
 
 cp -a "$payload/files/." /
 mkdir -p /usr/local/bin /var/lib/kangaroo /opt/kangaroo
@@ -20,6 +19,7 @@ done
 if [ -d "$payload/guest" ]; then
     ln -sfn "$payload/guest" /var/lib/kangaroo/guest
 fi
+systemd-sysusers
 mount --make-rshared /
 systemctl daemon-reload
 # shellcheck disable=SC2086  # a list of units
