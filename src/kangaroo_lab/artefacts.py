@@ -39,6 +39,7 @@ HOST_PACKAGES = (
     "nfs-ganesha",
     "nfs-ganesha-vfs",
     "procps",
+    "python3",  # the node's version, to compile what the node runs
     "qemu-system-x86",
     "qemu-utils",
     "rpcbind",

@@ -23,6 +23,7 @@ PORT = 6443
 ADMIN = "admin"
 _CONTROLLERS = ("controller-manager", "scheduler")
 _READY_TIMEOUT_S = 60
+_LAST_ROLE = "rolebinding/system::extension-apiserver-authentication-reader"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class ControlPlane:
                 daemon = self._start(name, argv, env={"NOTIFY_SOCKET": str(notified.path)})
                 yield daemon
                 notified.wait(daemon, timeout_s=_READY_TIMEOUT_S)
+        self._await_roles()
         yield self._start("kube-controller-manager", self._controller_manager())
         yield self._start("kube-scheduler", self._scheduler())
 
@@ -73,6 +75,13 @@ class ControlPlane:
         """argv of kubectl as the administrator, inside the lab's namespace."""
         program = str(self.binaries / "kubectl")
         return net.inside(net.LAB, program, f"--kubeconfig={self.kubeconfig(ADMIN)}", *arguments)
+
+    def _await_roles(self) -> None:
+        """The API server makes its default roles after it is ready; a controller manager that may
+        not yet read its configuration ends.
+        """
+        wait = ["wait", "--for=create", "--namespace=kube-system", f"--timeout={_READY_TIMEOUT_S}s"]
+        run_sync(self.kubectl(*wait, _LAST_ROLE), timeout_s=_READY_TIMEOUT_S + 10)
 
     def _start(self, name: str, argv: list[str], env: Mapping[str, str] | None = None) -> Daemon:
         log = self.logs / f"{name}.log"
@@ -146,9 +155,3 @@ class ControlPlane:
             f"--authorization-kubeconfig={config}",
             "--leader-elect=false",
         ]
-
-
-def apply(plane: ControlPlane, manifest: str) -> None:
-    """Apply a manifest, server-side, so that a repeat changes nothing."""
-    command = plane.kubectl("apply", "--server-side", "-f", "-")
-    run_sync(command, timeout_s=60, input=manifest)

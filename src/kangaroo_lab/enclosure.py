@@ -21,7 +21,7 @@ def enclosed(
     read_only: Mapping[Path, str] | None = None,
     directories: Sequence[str] = (),
 ) -> list[str]:
-    """argv that runs `argv` with `root` as its /; `binds` maps paths of the machine to paths inside.
+    """argv that runs `argv` with `root` as its /; `binds` maps the machine's paths to paths inside.
 
     /dev and /proc are the machine's, the network namespace the caller's. Files in `read_only` that
     lie under /etc replace the root's own. All capabilities are kept: the caller is root and the

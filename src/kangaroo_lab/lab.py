@@ -18,7 +18,7 @@ from kangaroo_lab.node import Completed, Node, completed
 from kangaroo_lab.pki import Pki
 from kangaroo_lab.progress import Steps
 from kangaroo_lab.ssh import Keys
-from kangaroo_lab.state import Shape, Store, default_directory, locked
+from kangaroo_lab.state import DEFAULT_MEMORY_MIB, Shape, Store, default_directory, locked
 
 NODE_READY_TIMEOUT_S = 300
 _MANIFESTS = Path("deploy/kubernetes")
@@ -83,7 +83,9 @@ class Lab:
         daemons = self.store.daemons.values()
         return self.store.complete and bool(daemons) and all(one.alive() for one in daemons)
 
-    def up(self, nodes: int = 1, *, memory_mib: int | None = None, steps: Steps | None = None) -> bool:
+    def up(
+        self, nodes: int = 1, *, memory_mib: int | None = None, steps: Steps | None = None
+    ) -> bool:
         """Bring the lab up; False when it was up already. Builds what is not in the cache.
 
         Raises FailedPrecondition for a lab that is half up, or up with another number of nodes, and
@@ -145,12 +147,14 @@ class Lab:
         """
         image = artefacts.guest_image() if guest else None
         with tempfile.TemporaryDirectory() as stage:
-            tree.install_code(Path(stage))
+            tree.install_code(Path(stage), host_tools=Path(self.shape.host_tools))
             for node in self.nodes.values():
                 node.copy_to(Path(stage), "/")
                 if image is not None:
                     _deploy_guest(node, image)
-                restart = "systemctl daemon-reload && systemctl restart kangaroo-csi"
+                restart = (
+                    "systemd-sysusers && systemctl daemon-reload && systemctl restart kangaroo-csi"
+                )
                 node.exec(["sh", "-c", restart], timeout_s=120)
 
     def _node(self, index: int) -> Node:
@@ -192,7 +196,7 @@ class Lab:
             accelerator=accelerator.choose(tools, root),
             host_tools=str(tools),
             kubernetes=str(artefacts.kubernetes()),
-            **({} if memory_mib is None else {"memory_mib": memory_mib}),
+            memory_mib=memory_mib or DEFAULT_MEMORY_MIB,
         )
         self.store.shape = shape
         self.store.complete = False
@@ -207,6 +211,7 @@ class Lab:
         node.keys.create()
         node.directory.mkdir(parents=True, exist_ok=True)
         parts = payload.Parts(
+            host_tools=Path(shape.host_tools),
             kubernetes=Path(shape.kubernetes),
             node_python=artefacts.node_python(),
             guest_image=artefacts.guest_image(),

@@ -54,7 +54,16 @@ class Nas:
             return
         self._prepare()
         self._run("rpcbind", ["rpcbind", "-f", "-w"], _PORTMAPPER)
-        server = ["ganesha.nfsd", "-F", "-L", "/dev/stdout", "-f", _CONFIG, "-p", "/run/ganesha.pid"]
+        server = [
+            "ganesha.nfsd",
+            "-F",
+            "-L",
+            "/dev/stdout",
+            "-f",
+            _CONFIG,
+            "-p",
+            "/run/ganesha.pid",
+        ]
         self._run("ganesha", server, PORT)
 
     def stop(self) -> None:
@@ -109,9 +118,7 @@ class Nas:
         )
         daemon = start(name, net.inside(net.NAS, *command), log=self.logs / f"{name}.log")
         self.store.remember_daemon(daemon)
-        readiness.accepts(
-            net.NAS, self.address, port, daemon=daemon, timeout_s=_READY_TIMEOUT_S
-        )
+        readiness.accepts(net.NAS, self.address, port, daemon=daemon, timeout_s=_READY_TIMEOUT_S)
         return daemon
 
 

@@ -18,17 +18,20 @@ from kangaroo_lab.network import Network
 from kangaroo_lab.ssh import Keys
 
 UNIT = "kangaroo-node"
-_INSTALLER = f"""\
+_INSTALLER = """\
 [Unit]
 Description=Make this machine a node
-Wants=systemd-udev-settle.service
+Wants=dev-vdb.device sys-subsystem-net-devices-eth0.device
+After=dev-vdb.device sys-subsystem-net-devices-eth0.device
 After=local-fs.target systemd-modules-load.service systemd-sysctl.service
 Before=ssh.service containerd.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
 StandardOutput=journal+console
-ExecStart=/bin/sh -c 'mkdir -p /run/payload && mount -o ro /dev/vdb /run/payload && sh /run/payload/install.sh'
+ExecStart=mkdir -p /run/payload
+ExecStart=mount -o ro /dev/vdb /run/payload
+ExecStart=sh /run/payload/install.sh
 """
 _READY_TIMEOUT_S = 300
 _TIMEOUT_S = 60
@@ -96,7 +99,11 @@ class Node:
             unpack = f"tar -C '{remote}' --no-same-owner --no-overwrite-dir -xf -"
             self._stream(pack, f"mkdir -p '{remote}' && {unpack}", timeout_s)
         else:
-            self._stream(["cat", str(local)], f"cat >'{remote}.new' && mv '{remote}.new' '{remote}'", timeout_s)
+            self._stream(
+                ["cat", str(local)],
+                f"cat >'{remote}.new' && mv '{remote}.new' '{remote}'",
+                timeout_s,
+            )
 
     def boot(
         self, *, host_tools: Path, root: Path, memory_mib: int, accel: str
@@ -136,16 +143,22 @@ class Node:
         disk = f"file={overlay},if=virtio,format=qcow2,cache=unsafe,discard=unmap"
         payload = f"file={self.payload},if=virtio,format=raw,readonly=on,cache=unsafe"
         tap = f"tap,id=net,ifname={self.network.tap(self.index)},script=no,downscript=no"
-        kernel = "console=ttyS0 root=/dev/vda rw net.ifnames=0 mitigations=off systemd.wants="
+        kernel = "console=ttyS0 root=/dev/vda rw net.ifnames=0 mitigations=off"
+        wants = f"systemd.show_status=false systemd.wants={UNIT}.service"
         return [
             *("qemu-system-x86_64", "-name", self.name, "-M", "q35", "-smp", "1"),
             *(*accelerator.ARGUMENTS[accel], "-m", str(memory_mib)),
             *("-nodefaults", "-display", "none", "-no-reboot", "-rtc", "base=utc"),
             *("-kernel", str(root / "vmlinuz"), "-initrd", str(root / "initrd.img")),
-            *("-append", f"{kernel}{UNIT}.service systemd.hostname={self.name}"),
+            *("-append", f"{kernel} {wants} systemd.hostname={self.name}"),
             *("-smbios", f"type=11,value={credential}"),
             *("-drive", disk, "-drive", payload),
-            *("-netdev", tap, "-device", f"virtio-net-pci,netdev=net,mac={self.network.mac(self.index)}"),
+            *(
+                "-netdev",
+                tap,
+                "-device",
+                f"virtio-net-pci,netdev=net,mac={self.network.mac(self.index)}",
+            ),
             *("-device", "virtio-rng-pci"),
             *("-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console"),
             *("-chardev", f"socket,id=ready,path={self.directory}/ready.sock"),

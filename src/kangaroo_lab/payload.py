@@ -32,6 +32,7 @@ _SLACK_MIB = 64
 class Parts:
     """The built things that go onto the payload disk."""
 
+    host_tools: Path
     kubernetes: Path
     node_python: Path
     guest_image: Path | None
@@ -62,7 +63,7 @@ def create(disk: Path, identity: Identity, *, parts: Parts, pki: Pki, keys: Keys
     shutil.rmtree(stage, ignore_errors=True)
     (stage / "files").mkdir(parents=True)
     _programs(stage, parts)
-    install_project(stage / "files", parts.node_python)
+    install_project(stage / "files", parts.node_python, host_tools=parts.host_tools)
     _identity(stage / "files", identity, pki=pki, keys=keys)
     _configuration(stage / "files", identity, parts.pause_image)
     for script in ("install.sh", "images.sh"):
@@ -75,7 +76,7 @@ def create(disk: Path, identity: Identity, *, parts: Parts, pki: Pki, keys: Keys
 def _programs(stage: Path, parts: Parts) -> None:
     (stage / "bin").mkdir()
     for name in _PROGRAMS:
-        program = parts.kubernetes / "bin" / name
+        program = parts.kubernetes / name
         if program.exists():
             _link(program, stage / "bin" / name)
     (stage / "images").mkdir()
@@ -88,7 +89,7 @@ def _programs(stage: Path, parts: Parts) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link where that is possible: the disk is made from the tree, the tree is thrown away."""
+    """A hard link where that is possible: the tree lives only until the disk is made from it."""
     try:
         os.link(source.resolve(), target)
     except OSError:
@@ -141,10 +142,10 @@ def _identity(root: Path, identity: Identity, *, pki: Pki, keys: Keys) -> None:
 
 def _configuration(root: Path, identity: Identity, pause_image: str) -> None:
     pods = identity.network.node_pods(identity.index)
-    values = {"pods": pods, "pause_image": pause_image}
+    values = {"pods": pods, "pause_image": pause_image, "gateway": identity.network.gateway}
     _template(root / "etc/containerd/config.toml", "containerd.toml", values)
     _template(root / "etc/cni/net.d/10-kangaroo.conflist", "cni.conflist", values)
-    _write(root / "etc/kubernetes/kubelet.yaml", data.text("node/kubelet.yaml"))
+    _template(root / "etc/kubernetes/kubelet.yaml", "kubelet.yaml", values)
     _write(
         root / "etc/systemd/system/containerd.service.d/kangaroo.conf",
         data.text("node/containerd.conf"),

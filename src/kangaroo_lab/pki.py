@@ -65,7 +65,9 @@ class Pki:
 
     def _create_key(self, name: str) -> None:
         if not self.key(name).exists():
-            self._openssl("ecparam", "-genkey", "-noout", "-name", "prime256v1", "-out", str(self.key(name)))
+            self._openssl(
+                "ecparam", "-genkey", "-noout", "-name", "prime256v1", "-out", str(self.key(name))
+            )
 
     def _openssl(self, *arguments: str) -> None:
         run_sync(["openssl", *arguments], timeout_s=_TIMEOUT_S)

@@ -78,9 +78,7 @@ def lines(listener: socket.socket, daemon: Daemon, *, timeout_s: float) -> Itera
                 yield line.decode(errors="replace").strip()
 
 
-def accepts(
-    namespace: str, address: str, port: int, *, daemon: Daemon, timeout_s: float
-) -> None:
+def accepts(namespace: str, address: str, port: int, *, daemon: Daemon, timeout_s: float) -> None:
     """Until `address:port` takes a connection. For a service that gives no event of its own: a
     refused connection is tried again. Raises DeadlineExceeded, Unavailable.
     """

@@ -21,6 +21,7 @@ from kangaroo_lab.daemon import Daemon
 from kangaroo_lab.network import Network
 
 VERSION = 1
+DEFAULT_MEMORY_MIB = 5120
 DEFAULT_DIRECTORY = Path("/var/lib/kangaroo-lab")
 
 
@@ -34,7 +35,7 @@ class Shape:
     """What the lab is made of. `accelerator` is what the nodes run on: "tcg" or "kvm"."""
 
     nodes: int = 1
-    memory_mib: int = 6144
+    memory_mib: int = DEFAULT_MEMORY_MIB
     accelerator: str = "tcg"
     network: Network = field(default_factory=Network)
     host_tools: str = ""
@@ -99,7 +100,9 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FailedPrecondition(f"{directory}: another command is changing this lab") from error
+            raise FailedPrecondition(
+                f"{directory}: another command is changing this lab"
+            ) from error
         yield
 
 

@@ -1,4 +1,4 @@
-"""The tree that puts this project onto a node: library, entry scripts, units, configuration."""
+"""The tree that puts this project onto a node: library, entry scripts, units."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ import shutil
 from pathlib import Path
 
 import kangaroo
+from kangaroo.linux.process import run_sync
+from kangaroo_lab.enclosure import enclosed
 
 _PACKAGE = Path(kangaroo.__file__).parent
 CHECKOUT = _PACKAGE.parents[1]
 _LIBRARY = "opt/kangaroo/lib"
-
-# The shim and the driver start python without site and user directories: `lib` is all they see.
-_SCRIPT = """#!/usr/bin/python3 -I{flags}
-import sys
-
-sys.path.insert(0, "/opt/kangaroo/lib")
-
-from {module} import main
-
-sys.exit(main())
-"""
-_SCRIPTS = {
-    "opt/kangaroo/bin/kangaroo": ("kangaroo.cli.main", ""),
-    "opt/kangaroo/bin/kangaroo-csi": ("kangaroo.csi.main", ""),
-    "usr/local/bin/containerd-shim-kangaroo-v2": ("kangaroo.runtime.shim", "S"),
+_DEPLOYED = {
+    "node/containerd-shim-kangaroo-v2": "usr/local/bin",
+    "node/kangaroo": "opt/kangaroo/bin",
+    "node/kangaroo-csi": "opt/kangaroo/bin",
+    "systemd/kangaroo-csi.service": "etc/systemd/system",
+    "sysusers.d/kangaroo.conf": "etc/sysusers.d",
 }
+_COMPILE_TIMEOUT_S = 120
 
 
-def install_project(root: Path, node_python: Path) -> None:
+def install_project(root: Path, node_python: Path, *, host_tools: Path) -> None:
     """Put the project of this checkout under `root`, with the dependencies in `node_python`."""
-    library = root / _LIBRARY
-    shutil.copytree(node_python, library, dirs_exist_ok=True, symlinks=True)
-    install_code(root)
+    shutil.copytree(node_python, root / _LIBRARY, dirs_exist_ok=True, symlinks=True)
+    install_code(root, host_tools=host_tools)
 
 
-def install_code(root: Path) -> None:
-    """Only what changes while one works on it: the package, entry scripts, units and configuration."""
+def install_code(root: Path, *, host_tools: Path) -> None:
+    """Only what changes while one works on it: the package, entry scripts and units.
+
+    All Python under `root` is compiled by the host tools' Python, which is the node's version: a
+    first start of the driver that compiles for itself takes a minute on an emulated processor.
+    """
     ignore = shutil.ignore_patterns("__pycache__")
-    target = root / _LIBRARY / "kangaroo"
-    shutil.copytree(_PACKAGE, target, dirs_exist_ok=True, ignore=ignore)
-    for path, (module, flags) in _SCRIPTS.items():
-        script = root / path
-        script.parent.mkdir(parents=True, exist_ok=True)
-        script.write_text(_SCRIPT.format(module=module, flags=flags))
-        script.chmod(0o755)
-    deploy = CHECKOUT / "deploy"
-    for source, place in (("systemd", "etc/systemd/system"), ("etc", "etc/kangaroo")):
-        if (deploy / source).is_dir():
-            shutil.copytree(deploy / source, root / place, dirs_exist_ok=True)
+    library = root / _LIBRARY
+    shutil.copytree(_PACKAGE, library / "kangaroo", dirs_exist_ok=True, ignore=ignore)
+    for source, directory in _DEPLOYED.items():
+        target = root / directory / Path(source).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CHECKOUT / "deploy" / source, target)
+    compiler = ["python3", "-m", "compileall", "-q", "-j", "2", "/lib-to-compile"]
+    # A dependency may carry files for another Python; they are not compiled, nor ever imported.
+    command = enclosed(
+        host_tools,
+        ["sh", "-c", f"{' '.join(compiler)} || true"],
+        binds={library: "/lib-to-compile"},
+    )
+    run_sync(command, timeout_s=_COMPILE_TIMEOUT_S)
