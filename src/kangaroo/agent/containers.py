@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from kangaroo.agent import log
 from kangaroo.agent.cgroups import PARENT, Cgroup, OutOfMemory
 from kangaroo.agent.children import Child, Children, Exit
-from kangaroo.agent.crun import Crun, read_pid, write_file
+from kangaroo.agent.crun import Crun, read_pid, remove_file, write_file
 from kangaroo.agent.loop import PRIORITY, Future, Loop
 from kangaroo.agent.nas import Volumes
 from kangaroo.agent.stdio import ConsoleSocket, Dial, Streams
@@ -19,6 +18,7 @@ from kangaroo.errors import AlreadyExists, FailedPrecondition, InvalidRequest, N
 from kangaroo.linux.mount import UmountFlag, umount
 
 BIND_TIMEOUT_S = 30.0
+_PLACES = "volumes"
 
 
 class Process:
@@ -151,7 +151,7 @@ class Containers:
             await self._remove(container)
         else:
             del container.processes[exec_id]
-            shutil.rmtree(f"{container.directory}/{exec_id}.process.json", ignore_errors=True)
+            remove_file(f"{container.directory}/{exec_id}.process.json")
 
     def resize(self, *, container_id: str, exec_id: str, rows: int, columns: int) -> None:
         """Set the terminal's size. After the exit it does nothing."""
@@ -231,7 +231,7 @@ class Containers:
             mounts = [m for m in spec.get("mounts", ()) if m.get("destination") == destination]
             if len(mounts) != 1:
                 raise InvalidRequest("volumes", f"the spec has no one mount at {destination!r}")
-            place = f"{container.directory}/volumes/{number}"
+            place = f"{container.directory}/{_PLACES}/{number}"
             await self._volumes.bind(
                 volume_id=volume["volume_id"],
                 subpath=volume["subpath"],
@@ -267,7 +267,7 @@ class Containers:
             await self._crun.run("delete", "--force", container.id, log_file=log_file)
         for place in container.volume_places:
             _unmount_place(place)
-        shutil.rmtree(container.directory, ignore_errors=True)
+        _remove_bundle(container.directory)
         self._containers.pop(container.id, None)
 
     def _find(self, container_id: str) -> Container:
@@ -281,6 +281,35 @@ class Containers:
         if process is None:
             raise NotFound(f"container {container_id} has no process {exec_id!r}")
         return process
+
+
+def _remove_bundle(directory: str) -> None:
+    """Remove a bundle's own files and places, one by one, never what lies beneath a place: were a
+    volume still bound there, a recursive removal would delete the user's data.
+    """
+    for parent in (f"{directory}/{_PLACES}", directory):
+        for name in _listed(parent):
+            _remove_entry(f"{parent}/{name}")
+    _remove_entry(directory)
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+
+
+def _remove_entry(path: str) -> None:
+    try:
+        if os.path.isdir(path):
+            os.rmdir(path)
+        else:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.info("a part of a bundle stays", path=path, error=error)
 
 
 def _unmount_place(place: str) -> None:

@@ -41,7 +41,7 @@ class Crun:
             command,
             *arguments,
         )
-        _remove(log_file)
+        remove_file(log_file)
         if stdio is None:
             null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -83,7 +83,8 @@ def _message(line: str) -> str:
         return line
 
 
-def _remove(path: str) -> None:
+def remove_file(path: str) -> None:
+    """Remove a file; one that is not there is fine."""
     try:
         os.unlink(path)
     except FileNotFoundError:

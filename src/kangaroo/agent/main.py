@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import socket
 import time
@@ -23,6 +24,9 @@ _RB_POWER_OFF = 0x4321FEDC  # linux/reboot.h
 
 def main() -> None:
     """Never returns: PID 1 that ends is a kernel panic."""
+    # What is imported stays; the collector need not look at it again.
+    gc.freeze()
+    gc.enable()
     try:
         boot.mount_pseudo_file_systems()
         parameters = boot.command_line()

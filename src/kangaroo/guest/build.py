@@ -156,9 +156,16 @@ class _Build:
             kernel.unpack_module(source, target / path.removesuffix(".xz"))
         for name in ("modules.builtin", "modules.builtin.modinfo"):
             shutil.copy(self.packages / "usr/lib/modules" / self.release / name, target / name)
-        order = self.packages / "usr/lib/modules" / self.release / "modules.order"
-        (target / "modules.order").write_text(order.read_text())
+        loaded_order = self.packages / "usr/lib/modules" / self.release / "modules.order"
+        (target / "modules.order").write_text(loaded_order.read_text())
         self._depmod(self.root)
+        order = [
+            f"/usr/lib/modules/{self.release}/{path.removesuffix('.xz')}\n"
+            for path in kernel.closure(recipe.AGENT_MODULES, table)
+        ]
+        at_boot = self.root / recipe.AGENT_MODULES_LIST
+        at_boot.parent.mkdir(parents=True, exist_ok=True)
+        at_boot.write_text("".join(order))
 
     def _depmod(self, tree: Path) -> None:
         # depmod is one of kmod's names; through the loader it is told by argv[0].

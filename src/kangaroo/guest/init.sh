@@ -20,4 +20,4 @@ done </modules/order
 /busybox umount /dev
 
 exec /busybox switch_root -c /dev/console /root /usr/bin/python3 -I -S -B -c \
-    'from kangaroo.agent.main import main; main()'
+    'import gc; gc.disable(); from kangaroo.agent.main import main; main()'

@@ -15,6 +15,8 @@ _HEADER_MAGIC = (0x202, b"HdrS")
 _PAYLOAD = 0x248
 _ZSTD_MAGIC = bytes.fromhex("28b52ffd")
 _SIZE_TRAILER_BYTES = 4
+_SIGNATURE_MARKER = b"~Module signature appended~\n"
+_SIGNATURE_HEADER_BYTES = 12
 
 
 def zstd_payload(image: bytes) -> bytes:
@@ -64,7 +66,19 @@ def module_name(path: str) -> str:
 
 
 def unpack_module(source: Path, target: Path) -> None:
-    """Copy a module without its compression: the guest's processor has better to do."""
+    """Copy a module without its compression and its signature.
+
+    The guest's processor has better to do than to unpack and to compute RSA; the whole image has a sum.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     content = source.read_bytes()
-    target.write_bytes(lzma.decompress(content) if source.suffix == ".xz" else content)
+    target.write_bytes(unsigned(lzma.decompress(content) if source.suffix == ".xz" else content))
+
+
+def unsigned(module: bytes) -> bytes:
+    """The module without an appended signature (struct module_signature, include/linux/module_signature.h)."""
+    if not module.endswith(_SIGNATURE_MARKER):
+        return module
+    end = len(module) - len(_SIGNATURE_MARKER)
+    signature_bytes: int = struct.unpack(">I", module[end - 4 : end])[0]
+    return module[: end - _SIGNATURE_HEADER_BYTES - signature_bytes]

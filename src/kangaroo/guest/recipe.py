@@ -86,6 +86,7 @@ INITRD_MODULES = ("virtio_mmio", "virtio_blk", "erofs")
 
 # Loaded by the agent while it starts.
 AGENT_MODULES = ("virtio_net", "vmw_vsock_virtio_transport")
+AGENT_MODULES_LIST = "usr/lib/kangaroo/modules"
 
 # Loaded on demand through /sbin/modprobe.
 ON_DEMAND_MODULES = (
