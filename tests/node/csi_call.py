@@ -1,0 +1,46 @@
+"""Calls of the CSI driver, made on the node itself over its socket. Reads JSON, writes JSON.
+
+Runs on the node with the driver's own Python packages, not in the test's process. Standard input is
+a list of {"method", "request", "timeout_s"}; all are made at once, each in its own thread; standard
+output is the list of {"code", "message", "seconds", "response"} in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+
+from kangaroo.wire.gen import csi_pb2, csi_pb2_grpc
+
+SOCKET = "unix:/var/lib/kubelet/plugins/nasplugin.csi.alibabacloud.com/csi.sock"
+
+
+def call(channel: grpc.Channel, one: dict[str, Any]) -> dict[str, Any]:
+    method: str = one["method"]
+    stub = csi_pb2_grpc.NodeStub(channel)  # type: ignore[no-untyped-call]
+    request = getattr(csi_pb2, f"{method}Request")()
+    json_format.ParseDict(one["request"], request)
+    started = time.monotonic()
+    answer: dict[str, Any]
+    try:
+        response = getattr(stub, method)(request, timeout=one["timeout_s"], wait_for_ready=True)
+        answer = {"code": "OK", "message": "", "response": json_format.MessageToDict(response)}
+    except grpc.RpcError as error:
+        answer = {"code": error.code().name, "message": error.details(), "response": {}}
+    return answer | {"seconds": time.monotonic() - started}
+
+
+def main() -> None:
+    calls = json.load(sys.stdin)
+    with grpc.insecure_channel(SOCKET) as channel, ThreadPoolExecutor(len(calls)) as pool:
+        json.dump(list(pool.map(lambda one: call(channel, one), calls)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

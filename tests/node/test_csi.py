@@ -1,0 +1,293 @@
+"""The CSI driver on a real node against a real NAS, called as kubelet calls it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.node import pods
+
+from kangaroo.linux import mountinfo
+
+if TYPE_CHECKING:
+    from kangaroo_lab.lab import Lab
+    from kangaroo_lab.node import Node
+
+SCRIPT = Path(__file__).with_name("csi_call.py")
+REMOTE_SCRIPT = "/run/csi_call.py"
+UNIT = "kangaroo-csi"
+# The driver's own deadline of one mount, its clean-up, and the emulated node's slowness.
+MOUNT_S = 60 + 20
+# Kubelet's deadline of a call.
+KUBELET_S = 120
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: str
+    message: str
+    seconds: float
+    response: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The driver of one node, and a directory of the node for targets."""
+
+    lab: Lab
+    node: Node
+    root: str
+
+    def calls(self, *calls: Mapping[str, Any]) -> list[Answer]:
+        """Make all calls at once, each from its own thread."""
+        command = ["env", "PYTHONPATH=/opt/kangaroo/lib", "python3", REMOTE_SCRIPT]
+        done = self.node.exec(command, input=json.dumps(calls), timeout_s=KUBELET_S + 60)
+        return [Answer(**answer) for answer in json.loads(done.stdout)]
+
+    def target(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def publishing(
+        self,
+        name: str,
+        *,
+        read_only: bool = False,
+        flags: Sequence[str] = (),
+        timeout_s: float = KUBELET_S,
+        **attributes: str,
+    ) -> dict[str, Any]:
+        asked = {"server": self.lab.nas.address, "path": "/csi"} | attributes
+        request = {
+            "volume_id": name,
+            "target_path": self.target(name),
+            "readonly": read_only,
+            "volume_context": asked,
+            "volume_capability": {
+                "mount": {"mount_flags": list(flags)},
+                "access_mode": {"mode": "MULTI_NODE_MULTI_WRITER"},
+            },
+        }
+        return {"method": "NodePublishVolume", "request": request, "timeout_s": timeout_s}
+
+    def unpublishing(self, name: str) -> dict[str, Any]:
+        request = {"volume_id": name, "target_path": self.target(name)}
+        return {"method": "NodeUnpublishVolume", "request": request, "timeout_s": KUBELET_S}
+
+    def publish(self, name: str, **rest: Any) -> Answer:
+        (answer,) = self.calls(self.publishing(name, **rest))
+        return answer
+
+    def unpublish(self, name: str) -> Answer:
+        (answer,) = self.calls(self.unpublishing(name))
+        return answer
+
+    def mounted(self, name: str) -> mountinfo.MountEntry | None:
+        table = self.node.exec(["cat", "/proc/1/mountinfo"]).stdout
+        return mountinfo.at(self.target(name), mountinfo.parse(table))
+
+    def left(self) -> list[str]:
+        """Targets that are there, and mounts of them."""
+        table = mountinfo.parse(self.node.exec(["cat", "/proc/1/mountinfo"]).stdout)
+        mounts = [e.mount_point for e in table if e.mount_point.startswith(self.root)]
+        return self.node.exec(["ls", "-A", self.root]).stdout.split() + mounts
+
+
+@pytest.fixture(scope="module")
+def driver(lab: Lab) -> Iterator[Driver]:
+    node = lab.nodes["node1"]
+    node.copy_to(SCRIPT, REMOTE_SCRIPT)
+    driver = Driver(lab, node, f"/run/kangaroo-csi-test-{secrets.token_hex(2)}")
+    node.exec(["mkdir", driver.root])
+    yield driver
+    assert driver.left() == []
+    node.exec(["rmdir", driver.root])
+
+
+@pytest.fixture
+def clean(driver: Driver) -> Iterator[Driver]:
+    """The driver, and afterwards a proof that the test left nothing on the node."""
+    yield driver
+    assert driver.left() == []
+
+
+def test_kubelet_registers_a_restarted_driver(lab: Lab, driver: Driver) -> None:
+    driver.node.exec(["systemctl", "restart", UNIT])
+    known = f'jsonpath={{.spec.drivers[?(@.name=="{pods.DRIVER}")].nodeID}}=node1'
+    lab.kubectl("wait", f"--for={known}", "csinode/node1", "--timeout=60s", timeout_s=90)
+
+
+@pytest.mark.parametrize("vers", ["3", "4", "4.0", "4.1", "4.2"])
+def test_every_version_is_published_and_taken_away_twice(clean: Driver, vers: str) -> None:
+    name = f"version-{vers}"
+    for _ in range(2):
+        answer = clean.publish(name, vers=vers)
+        assert answer.code == "OK", answer.message
+    entry = clean.mounted(name)
+    assert entry is not None
+    assert entry.fstype == ("nfs" if vers == "3" else "nfs4")
+    assert entry.source == f"{clean.lab.nas.address}:/csi"
+    assert f"vers={'4.2' if vers == '4' else vers}" in entry.super_options
+    content = f"written over {vers}"
+    clean.node.exec(["sh", "-c", f"echo {content} > {clean.target(name)}/csi-{vers}"])
+    written = clean.lab.nas.root / "csi" / f"csi-{vers}"
+    for _ in range(2):
+        assert clean.unpublish(name).code == "OK"
+    assert written.read_text().strip() == content
+    written.unlink()
+
+
+def test_defaults_and_mount_options(clean: Driver) -> None:
+    answers = clean.calls(
+        clean.publishing("defaults"),
+        clean.publishing("override", vers="3", options="hard,nolock", flags=["vers=4.1,timeo=70"]),
+        clean.publishing("read-only", options="nolock", read_only=True),
+    )
+    assert [answer.code for answer in answers] == ["OK"] * 3
+    defaults, override, read_only = map(clean.mounted, ("defaults", "override", "read-only"))
+    assert defaults is not None
+    assert override is not None
+    assert read_only is not None
+    wanted = {"vers=3", "nolock", "noresvport", "hard", "timeo=600", "retrans=2", "proto=tcp"}
+    assert wanted <= set(defaults.super_options)
+    assert {"vers=4.1", "timeo=70", "hard"} <= set(override.super_options)
+    assert "ro" in read_only.options
+    touched = clean.node.exec(["touch", f"{clean.target('read-only')}/x"], check=False)
+    assert "Read-only" in touched.stderr
+    clean.calls(*(clean.unpublishing(name) for name in ("defaults", "override", "read-only")))
+
+
+def test_a_published_target_is_not_published_differently(clean: Driver) -> None:
+    assert clean.publish("taken").code == "OK"
+    other_path, other_access = clean.calls(
+        clean.publishing("taken", path="/nodeonly"), clean.publishing("taken", read_only=True)
+    )
+    assert (other_path.code, other_access.code) == ("ALREADY_EXISTS", "ALREADY_EXISTS")
+    assert "/nodeonly" in other_path.message
+    clean.unpublish("taken")
+
+
+def test_mode(clean: Driver) -> None:
+    directory = clean.lab.nas.root / "csi" / "csi-mode"
+    (directory / "deep").mkdir(parents=True, exist_ok=True)
+    for kind, deep in (("non-recursive", 0o755), ("recursive", 0o2770)):
+        directory.chmod(0o755)
+        (directory / "deep").chmod(0o755)
+        answer = clean.publish("mode", path="/csi/csi-mode", mode="2770", modeType=kind)
+        assert answer.code == "OK", answer.message
+        assert directory.stat().st_mode & 0o7777 == 0o2770
+        assert (directory / "deep").stat().st_mode & 0o7777 == deep
+        clean.unpublish("mode")
+
+
+def test_stats(clean: Driver) -> None:
+    clean.publish("stats")
+    request = {"volume_id": "stats", "volume_path": clean.target("stats")}
+    (answer,) = clean.calls(
+        {"method": "NodeGetVolumeStats", "request": request, "timeout_s": KUBELET_S}
+    )
+    units = {usage["unit"]: usage for usage in answer.response["usage"]}
+    assert int(units["BYTES"]["total"]) > int(units["BYTES"]["available"]) > 0
+    assert set(units) == {"BYTES", "INODES"}
+    clean.unpublish("stats")
+
+
+REFUSED: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
+    "export-3": ({"path": "/absent"}, "PERMISSION_DENIED NOT_FOUND", "/absent"),
+    "export-4": ({"path": "/absent", "vers": "4.2"}, "NOT_FOUND", "/absent"),
+    "option-3": ({"options": "nolock,frobnicate=7"}, "INVALID_ARGUMENT", "frobnicate=7"),
+    "option-4": ({"options": "frobnicate=7", "vers": "4.1"}, "INVALID_ARGUMENT", "frobnicate=7"),
+    "value": ({"options": "nolock,rsize=much"}, "INVALID_ARGUMENT", "rsize=much"),
+    "version": ({"vers": "5"}, "INVALID_ARGUMENT", "volumeAttributes.vers"),
+    "port-4": ({"options": "port=2", "vers": "4.1"}, "UNAVAILABLE", "port=2"),
+    "port-3": ({"options": "nolock,port=2"}, "UNAVAILABLE FAILED_PRECONDITION", "port=2"),
+    "name": ({"server": "nas.invalid"}, "UNAVAILABLE", "nas.invalid"),
+}
+
+
+def test_refusals_name_what_is_wrong_and_leave_nothing(clean: Driver) -> None:
+    answers = clean.calls(*(clean.publishing(name, **case[0]) for name, case in REFUSED.items()))
+    for (name, (_, codes, says)), answer in zip(REFUSED.items(), answers, strict=True):
+        assert answer.code in codes.split(), f"{name}: {answer}"
+        assert f"volume {name}: " in answer.message
+        assert says in answer.message
+
+
+def test_an_unreachable_server_ends_in_time_and_holds_up_no_one(clean: Driver) -> None:
+    """An address of the NAS's network that nobody has. The good one is not behind the others."""
+    nobody = clean.lab.nas.address.rpartition(".")[0] + ".251"
+    hung = [
+        clean.publishing(f"hung-{vers}-{n}", server=nobody, vers=vers)
+        for n in range(3)
+        for vers in ("3", "4.1")
+    ]
+    *refused, good = clean.calls(*hung, clean.publishing("good"))
+    assert good.code == "OK"
+    assert good.seconds < min(answer.seconds for answer in refused)
+    for answer in refused:
+        assert answer.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+        assert nobody in answer.message
+        assert answer.seconds < MOUNT_S
+    clean.unpublish("good")
+    stray = clean.node.exec(["pgrep", "-f", f"mount.*{nobody}"], check=False)
+    assert stray.stdout == ""
+
+
+def test_a_caller_that_gives_up_leaves_nothing(clean: Driver) -> None:
+    nobody = clean.lab.nas.address.rpartition(".")[0] + ".251"
+    answer = clean.publish("given-up", server=nobody, vers="4.1", timeout_s=3)
+    assert answer.code == "DEADLINE_EXCEEDED"
+    assert clean.unpublish("given-up").code == "OK"  # waits until the first call is cleaned up
+    assert clean.left() == []
+
+
+def test_a_dead_nas_is_unmounted_in_time(clean: Driver) -> None:
+    """With data that was not written back, which a plain umount waits for."""
+    nas = clean.lab.nas
+    assert clean.publish("dead", vers="3").code == "OK"
+    nas.block([clean.node.address])
+    try:
+        dirty = f"dd if=/dev/zero of={clean.target('dead')}/csi-dirty bs=64k count=4"
+        clean.node.exec(["sh", "-c", f"timeout 5 {dirty} >/dev/null 2>&1 || :"])
+        again = clean.publish("dead", vers="3")
+        assert again.code in ("OK", "UNAVAILABLE")  # the kernel may still know the directory
+        answer = clean.unpublish("dead")
+        assert answer.code == "OK", answer.message
+        assert answer.seconds < KUBELET_S
+        assert clean.left() == []
+    finally:
+        nas.unblock()
+        (nas.root / "csi" / "csi-dirty").unlink(missing_ok=True)
+
+
+def test_a_stale_mount_is_replaced(clean: Driver) -> None:
+    """The directory was deleted and made again on the NAS: the old mount answers ESTALE."""
+    directory = clean.lab.nas.root / "csi" / "csi-stale"
+    directory.mkdir(exist_ok=True)
+    options = "nolock,noac"
+    assert clean.publish("stale", path="/csi/csi-stale", options=options).code == "OK"
+    before = clean.mounted("stale")
+    directory.rmdir()
+    directory.mkdir()
+    (directory / "new").touch()
+    answer = clean.publish("stale", path="/csi/csi-stale", options=options)
+    assert answer.code == "OK", answer.message
+    after = clean.mounted("stale")
+    assert before is not None
+    assert after is not None
+    assert after.mount_id != before.mount_id
+    assert clean.node.exec(["ls", clean.target("stale")]).stdout.split() == ["new"]
+    clean.unpublish("stale")
+
+
+def test_a_restarted_driver_goes_on(clean: Driver) -> None:
+    assert clean.publish("over-restart").code == "OK"
+    clean.node.exec(["systemctl", "restart", UNIT])
+    assert clean.publish("over-restart").code == "OK"
+    entry = clean.mounted("over-restart")
+    assert entry is not None
+    assert clean.unpublish("over-restart").code == "OK"
