@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import select
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from kangaroo.runtime import state
 from kangaroo.runtime.spec_read import CONTAINER_TYPE, SANDBOX_ID
+from kangaroo.runtime.state import ProcessIdentity, SandboxState
 from kangaroo.runtime.task_service import SERVICE
 from kangaroo.wire.aio import Client
 from kangaroo.wire.gen import task_pb2 as task
@@ -140,19 +143,42 @@ def test_delete_after_a_crash(shim: Shim) -> None:
     pod, app = shim.bundle("pod", "pod"), shim.bundle("app", "pod")
     shim.start(pod)
     daemon = shim.daemon("pod")
-    os.kill(daemon, signal.SIGKILL)
-    _wait_gone(daemon)
+    _kill_and_wait(daemon)
     assert shim.delete(app).exit_status == 137
     assert shim.delete(pod).exit_status == 137
     assert not (shim.state / "pod").exists()
+
+
+def test_delete_leaves_a_guest_that_writes_back_to_a_cleaner(shim: Shim) -> None:
+    pod = shim.bundle("pod", "pod")
+    shim.start(pod)
+    _kill_and_wait(shim.daemon("pod"))
+    directory = shim.state / "pod"
+    with subprocess.Popen(["sleep", "1000"]) as guest:
+        state.save(directory, SandboxState("pod", qemu=ProcessIdentity.of(guest.pid)))
+        done = shim.run("delete", pod)
+        assert done.returncode == 0
+        assert b"the cleanup goes on" in done.stderr
+        assert guest.poll() is None
+        again = shim.run("start", pod)
+        assert b"sandbox pod is still being cleaned up" in again.stderr
+        descriptor = os.open(directory, os.O_RDONLY)
+        guest.terminate()
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # until the cleaner has ended
+    os.close(descriptor)
+    assert not directory.exists()
+
+
+def _kill_and_wait(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    _wait_gone(pid)
 
 
 def test_start_replaces_a_dead_shim(shim: Shim) -> None:
     pod = shim.bundle("pod", "pod")
     address = shim.start(pod)
     daemon = shim.daemon("pod")
-    os.kill(daemon, signal.SIGKILL)
-    _wait_gone(daemon)
+    _kill_and_wait(daemon)
     assert shim.start(pod) == address
     assert _connect(address, "pod").shim_pid == shim.daemon("pod") != daemon
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Awaitable, Callable
@@ -69,6 +70,7 @@ class Containers:
         self._on_out_of_memory = on_out_of_memory
         self._crun = Crun(children, f"{directory}/crun")
         self._containers: dict[str, Container] = {}
+        self._terminals = itertools.count()
 
     async def create(
         self,
@@ -198,7 +200,8 @@ class Containers:
         self._children.launch_begins()
         try:
             if streams.terminal:
-                console = ConsoleSocket(f"{container.directory}/{name}.sock")
+                # Both ids in the path would exceed what a socket address holds.
+                console = ConsoleSocket(f"{self._directory}/tty-{next(self._terminals)}.sock")
                 options = (*options, f"--console-socket={console.path}")
             await self._crun.run(
                 command,

@@ -10,11 +10,13 @@ and only what no shim looks after is cleaned up here.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
 import sys
 import time
+from typing import NoReturn
 
 from kangaroo.errors import KangarooError
 from kangaroo.runtime import paths
@@ -24,18 +26,21 @@ from kangaroo.wire.protobuf import encode_bytes, encode_int
 
 KILLED = 128 + signal.SIGKILL
 _LOG_TAIL_BYTES = 2000
-_DAEMON_TIMEOUT_S = 4.0  # containerd gives `delete` 5 s
+_BUDGET_S = 3.5  # containerd gives `delete` 5 s, and starts several at once
+_FLUSH_TIMEOUT_S = 90.0  # the agent gives up after 60 s
 
 
 def delete(options: ShimOptions) -> bytes:
     """Return the encoded DeleteResponse. Idempotent. Raises KangarooError or OSError when something
     was left.
     """
+    deadline = time.monotonic() + _BUDGET_S
     bundle = options.bundle or os.getcwd()
     group = _group(bundle, options.sandbox_id)
     directory = f"{paths.state_root(options.config)}/{group.sandbox_id}"
-    if not _served(directory, group.kind):
-        _clean_up(directory)
+    # A container of a pod leaves the cleanup to its sandbox: containerd deletes that one too.
+    if not _served(directory, group.kind) and group.kind != MEMBER:
+        _clean_up(directory, deadline)
     _unmount(f"{bundle}/rootfs")
     return response(pid=0, status=KILLED, exited_at_ns=time.time_ns())
 
@@ -69,7 +74,7 @@ def _served(directory: str, kind: str) -> bool:
             return True
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(daemon, signal.SIGTERM)
-        return not _ended(daemon, _DAEMON_TIMEOUT_S)
+        return not _ended(daemon, _BUDGET_S)
     finally:
         os.close(daemon)
 
@@ -104,15 +109,46 @@ def _ended(descriptor: int, timeout_s: float) -> bool:
     return bool(poll.poll(timeout_s * 1000))
 
 
-def _clean_up(directory: str) -> None:
+def _clean_up(directory: str, deadline: float) -> None:
+    """Clean up in a process of its own, and wait for it until `deadline`.
+
+    A guest that lost its shim first writes its NAS volumes back, which may take longer than
+    containerd waits; the cleaner goes on then. It holds a lock on the directory: a second one ends
+    at once, and `start` refuses.
+    """
     if not os.path.isdir(directory):
         return
     _show_log(f"{directory}/{paths.LOG_NAME}")
-    from pathlib import Path
+    sys.stderr.flush()
+    cleaner = os.fork()
+    if cleaner == 0:
+        _run_cleaner(directory)
+    descriptor = os.pidfd_open(cleaner)
+    if not _ended(descriptor, max(0.0, deadline - time.monotonic())):
+        sys.stderr.write(f"{directory}: the guest still writes back, the cleanup goes on\n")
+    os.close(descriptor)
 
-    from kangaroo.runtime.recovery import cleanup
 
-    cleanup(Path(directory))
+def _run_cleaner(directory: str) -> NoReturn:
+    """The child's whole life. containerd waits for its pipes, so it keeps none of them."""
+    status = 1
+    try:
+        os.setsid()
+        with open(os.devnull, "r+b") as null, open(f"{directory}/{paths.LOG_NAME}", "ab") as log:
+            for target, source in ((0, null), (1, log), (2, log)):
+                os.dup2(source.fileno(), target)
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        from pathlib import Path
+
+        from kangaroo.runtime.recovery import cleanup
+
+        cleanup(Path(directory), flush_s=_FLUSH_TIMEOUT_S)
+        status = 0
+    except BlockingIOError:
+        status = 0  # another one is at it
+    finally:
+        os._exit(status)
 
 
 def _show_log(path: str) -> None:

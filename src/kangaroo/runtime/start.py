@@ -7,6 +7,7 @@ else may be written and the daemon inherits neither. Budgeted: importing this co
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import sys
@@ -59,6 +60,7 @@ def _answers(path: str) -> bool:
 
 def _launch(options: ShimOptions, directory: str, path: str) -> None:
     os.makedirs(directory, mode=0o700, exist_ok=True)
+    _refuse_cleaner(directory, options.sandbox_id)
     if os.path.lexists(path):
         os.unlink(path)  # of a shim that is dead
     with socket.socket(socket.AF_UNIX) as listener:
@@ -68,6 +70,19 @@ def _launch(options: ShimOptions, directory: str, path: str) -> None:
         pid = _spawn(daemon_argv(options), listener.fileno(), f"{directory}/{paths.LOG_NAME}")
     with open(f"{directory}/{paths.PID_NAME}", "w") as file:
         file.write(f"{pid}\n")
+
+
+def _refuse_cleaner(directory: str, sandbox_id: str) -> None:
+    """Raises FailedPrecondition while a `delete` still cleans up after an earlier sandbox of this
+    id.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FailedPrecondition(f"sandbox {sandbox_id} is still being cleaned up") from error
+    finally:
+        os.close(descriptor)
 
 
 def _spawn(argv: list[str], listener: int, log: str) -> int:
