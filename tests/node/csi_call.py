@@ -1,8 +1,9 @@
 """Calls of the CSI driver, made on the node itself over its socket. Reads JSON, writes JSON.
 
-Runs on the node with the driver's own Python packages, not in the test's process. Standard input is
-a list of {"method", "request", "timeout_s"}; all are made at once, each in its own thread; standard
-output is the list of {"code", "message", "seconds", "response"} in the same order.
+Runs on the node with the driver's own Python packages, not in the test's process. Standard input
+is a list of rounds, a round a list of {"method", "request", "timeout_s"}. The calls of a round are
+made at once, each in its own thread; rounds follow each other. Standard output is the answers in
+the same shape: {"code", "message", "seconds", "response"}.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import grpc
@@ -37,9 +39,11 @@ def call(channel: grpc.Channel, one: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    calls = json.load(sys.stdin)
-    with grpc.insecure_channel(SOCKET) as channel, ThreadPoolExecutor(len(calls)) as pool:
-        json.dump(list(pool.map(lambda one: call(channel, one), calls)), sys.stdout)
+    rounds = json.load(sys.stdin)
+    most = max(map(len, rounds))
+    with grpc.insecure_channel(SOCKET) as channel, ThreadPoolExecutor(most) as pool:
+        answers = [list(pool.map(partial(call, channel), calls)) for calls in rounds]
+    json.dump(answers, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -43,11 +43,15 @@ class Driver:
     node: Node
     root: str
 
-    def calls(self, *calls: Mapping[str, Any]) -> list[Answer]:
-        """Make all calls at once, each from its own thread."""
+    def rounds(self, *rounds: Sequence[Mapping[str, Any]]) -> list[list[Answer]]:
+        """Make the calls of a round at once, each from its own thread, and round after round."""
         command = ["env", "PYTHONPATH=/opt/kangaroo/lib", "python3", REMOTE_SCRIPT]
-        done = self.node.exec(command, input=json.dumps(calls), timeout_s=KUBELET_S + 60)
-        return [Answer(**answer) for answer in json.loads(done.stdout)]
+        timeout_s = len(rounds) * KUBELET_S + 60
+        done = self.node.exec(command, input=json.dumps(rounds), timeout_s=timeout_s)
+        return [[Answer(**answer) for answer in answers] for answers in json.loads(done.stdout)]
+
+    def calls(self, *calls: Mapping[str, Any]) -> list[Answer]:
+        return self.rounds(calls)[0]
 
     def target(self, name: str) -> str:
         return f"{self.root}/{name}"
@@ -121,24 +125,25 @@ def test_kubelet_registers_a_restarted_driver(lab: Lab, driver: Driver) -> None:
     lab.kubectl("wait", f"--for={known}", "csinode/node1", "--timeout=60s", timeout_s=90)
 
 
-@pytest.mark.parametrize("vers", ["3", "4", "4.0", "4.1", "4.2"])
-def test_every_version_is_published_and_taken_away_twice(clean: Driver, vers: str) -> None:
-    name = f"version-{vers}"
-    for _ in range(2):
-        answer = clean.publish(name, vers=vers)
-        assert answer.code == "OK", answer.message
-    entry = clean.mounted(name)
-    assert entry is not None
-    assert entry.fstype == ("nfs" if vers == "3" else "nfs4")
-    assert entry.source == f"{clean.lab.nas.address}:/csi"
-    assert f"vers={'4.2' if vers == '4' else vers}" in entry.super_options
-    content = f"written over {vers}"
-    clean.node.exec(["sh", "-c", f"echo {content} > {clean.target(name)}/csi-{vers}"])
-    written = clean.lab.nas.root / "csi" / f"csi-{vers}"
-    for _ in range(2):
-        assert clean.unpublish(name).code == "OK"
-    assert written.read_text().strip() == content
-    written.unlink()
+def test_every_version_is_published_and_taken_away_twice(clean: Driver) -> None:
+    names = {f"version-{vers}": vers for vers in ("3", "4", "4.0", "4.1", "4.2")}
+    publishing = [clean.publishing(name, vers=vers) for name, vers in names.items()]
+    for answers in clean.rounds(publishing, publishing):
+        assert [(answer.code, answer.message) for answer in answers] == [("OK", "")] * len(names)
+    for name, vers in names.items():
+        entry = clean.mounted(name)
+        assert entry is not None
+        assert entry.fstype == ("nfs" if vers == "3" else "nfs4")
+        assert entry.source == f"{clean.lab.nas.address}:/csi"
+        assert f"vers={'4.2' if vers == '4' else vers}" in entry.super_options
+        clean.node.exec(["sh", "-c", f"echo {name} > {clean.target(name)}/csi-{name}"])
+    unpublishing = [clean.unpublishing(name) for name in names]
+    for answers in clean.rounds(unpublishing, unpublishing):
+        assert [answer.code for answer in answers] == ["OK"] * len(names)
+    for name in names:
+        written = clean.lab.nas.root / "csi" / f"csi-{name}"
+        assert written.read_text().strip() == name
+        written.unlink()
 
 
 def test_defaults_and_mount_options(clean: Driver) -> None:
@@ -162,13 +167,14 @@ def test_defaults_and_mount_options(clean: Driver) -> None:
 
 
 def test_a_published_target_is_not_published_differently(clean: Driver) -> None:
-    assert clean.publish("taken").code == "OK"
-    other_path, other_access = clean.calls(
-        clean.publishing("taken", path="/nodeonly"), clean.publishing("taken", read_only=True)
+    (first,), (other_path, other_access), (last,) = clean.rounds(
+        [clean.publishing("taken")],
+        [clean.publishing("taken", path="/nodeonly"), clean.publishing("taken", read_only=True)],
+        [clean.unpublishing("taken")],
     )
+    assert (first.code, last.code) == ("OK", "OK")
     assert (other_path.code, other_access.code) == ("ALREADY_EXISTS", "ALREADY_EXISTS")
     assert "/nodeonly" in other_path.message
-    clean.unpublish("taken")
 
 
 def test_mode(clean: Driver) -> None:
@@ -185,15 +191,15 @@ def test_mode(clean: Driver) -> None:
 
 
 def test_stats(clean: Driver) -> None:
-    clean.publish("stats")
     request = {"volume_id": "stats", "volume_path": clean.target("stats")}
-    (answer,) = clean.calls(
-        {"method": "NodeGetVolumeStats", "request": request, "timeout_s": KUBELET_S}
+    asking = {"method": "NodeGetVolumeStats", "request": request, "timeout_s": KUBELET_S}
+    _, (answer,), _, (after,) = clean.rounds(
+        [clean.publishing("stats")], [asking], [clean.unpublishing("stats")], [asking]
     )
+    assert after.code == "NOT_FOUND"
     units = {usage["unit"]: usage for usage in answer.response["usage"]}
     assert int(units["BYTES"]["total"]) > int(units["BYTES"]["available"]) > 0
     assert set(units) == {"BYTES", "INODES"}
-    clean.unpublish("stats")
 
 
 REFUSED: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
@@ -239,9 +245,11 @@ def test_an_unreachable_server_ends_in_time_and_holds_up_no_one(clean: Driver) -
 
 def test_a_caller_that_gives_up_leaves_nothing(clean: Driver) -> None:
     nobody = clean.lab.nas.address.rpartition(".")[0] + ".251"
-    answer = clean.publish("given-up", server=nobody, vers="4.1", timeout_s=3)
-    assert answer.code == "DEADLINE_EXCEEDED"
-    assert clean.unpublish("given-up").code == "OK"  # waits until the first call is cleaned up
+    (given_up,), (after,) = clean.rounds(
+        [clean.publishing("given-up", server=nobody, vers="4.1", timeout_s=3)],
+        [clean.unpublishing("given-up")],  # waits until the first call is cleaned up
+    )
+    assert (given_up.code, after.code) == ("DEADLINE_EXCEEDED", "OK")
     assert clean.left() == []
 
 
@@ -253,9 +261,10 @@ def test_a_dead_nas_is_unmounted_in_time(clean: Driver) -> None:
     try:
         dirty = f"dd if=/dev/zero of={clean.target('dead')}/csi-dirty bs=64k count=4"
         clean.node.exec(["sh", "-c", f"timeout 5 {dirty} >/dev/null 2>&1 || :"])
-        again = clean.publish("dead", vers="3")
+        (again,), (answer,) = clean.rounds(
+            [clean.publishing("dead", vers="3")], [clean.unpublishing("dead")]
+        )
         assert again.code in ("OK", "UNAVAILABLE")  # the kernel may still know the directory
-        answer = clean.unpublish("dead")
         assert answer.code == "OK", answer.message
         assert answer.seconds < KUBELET_S
         assert clean.left() == []
