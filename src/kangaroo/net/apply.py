@@ -6,12 +6,11 @@ import logging
 import os
 from dataclasses import dataclass
 
-from pyroute2.iproute.linux import IPRoute
-
 from kangaroo.linux import netns, tap
 from kangaroo.net.model import NamespaceState
 from kangaroo.net.observe import observe
 from kangaroo.net.plan import NetworkPlan, Operation, RedirectIngress, SetMtu, plan
+from kangaroo.net.rtnetlink import IPRoute
 
 _LOG = logging.getLogger(__name__)
 # At debug level pyroute2 prints every message it parses, some kilobytes for each interface.

@@ -6,9 +6,8 @@ import contextlib
 import socket
 from typing import Any
 
-from pyroute2.iproute.linux import IPRoute
-
 from kangaroo.net.model import Address, Link, NamespaceState, Neighbour, Route
+from kangaroo.net.rtnetlink import IPRoute
 
 _IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
