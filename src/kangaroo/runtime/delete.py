@@ -34,12 +34,12 @@ def delete(options: ShimOptions) -> bytes:
     """Return the encoded DeleteResponse. Idempotent. Raises KangarooError or OSError when something
     was left.
     """
-    deadline = time.monotonic() + _BUDGET_S
+    deadline = _process_start() + _BUDGET_S
     bundle = options.bundle or os.getcwd()
     group = _group(bundle, options.sandbox_id)
     directory = f"{paths.state_root(options.config)}/{group.sandbox_id}"
     # A container of a pod leaves the cleanup to its sandbox: containerd deletes that one too.
-    if not _served(directory, group.kind) and group.kind != MEMBER:
+    if not _served(directory, group.kind, deadline) and group.kind != MEMBER:
         _clean_up(directory, deadline)
     _unmount(f"{bundle}/rootfs")
     return response(pid=0, status=KILLED, exited_at_ns=time.time_ns())
@@ -54,6 +54,16 @@ def response(*, pid: int, status: int, exited_at_ns: int) -> bytes:
     return encode_int(1, pid) + encode_int(2, status) + encode_bytes(3, exited_at)
 
 
+def _process_start() -> float:
+    """When containerd started this process, on the monotonic clock: on a busy node that is long
+    ago.
+    """
+    with open("/proc/self/stat") as file:
+        ticks = int(file.read().rpartition(")")[2].split()[19])
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - age_s
+
+
 def _group(bundle: str, container_id: str) -> Grouping:
     """The bundle's group. One whose config.json is gone can only be a sandbox's own, by its id."""
     try:
@@ -62,7 +72,7 @@ def _group(bundle: str, container_id: str) -> Grouping:
         return Grouping("", check_id(container_id))
 
 
-def _served(directory: str, kind: str) -> bool:
+def _served(directory: str, kind: str, deadline: float) -> bool:
     """Whether a shim lives that looks after the directory; for a whole sandbox, after asking it to
     end.
     """
@@ -74,7 +84,7 @@ def _served(directory: str, kind: str) -> bool:
             return True
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(daemon, signal.SIGTERM)
-        return not _ended(daemon, _BUDGET_S)
+        return not _ended(daemon, deadline - time.monotonic())
     finally:
         os.close(daemon)
 
@@ -106,7 +116,7 @@ def _is_daemon(pid: int, sandbox_id: str) -> bool:
 def _ended(descriptor: int, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(timeout_s * 1000))
+    return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
 def _clean_up(directory: str, deadline: float) -> None:
@@ -124,7 +134,7 @@ def _clean_up(directory: str, deadline: float) -> None:
     if cleaner == 0:
         _run_cleaner(directory)
     descriptor = os.pidfd_open(cleaner)
-    if not _ended(descriptor, max(0.0, deadline - time.monotonic())):
+    if not _ended(descriptor, deadline - time.monotonic()):
         sys.stderr.write(f"{directory}: the guest still writes back, the cleanup goes on\n")
     os.close(descriptor)
 
