@@ -139,6 +139,11 @@ class HostSide:
         await asyncio.to_thread(self.shared.destroy)
         await asyncio.to_thread(remove_directory, self.paths.state_dir)
 
+    async def wait_virtiofsd(self) -> int:
+        """Wait until virtiofsd has ended; its exit status."""
+        assert self._virtiofsd is not None
+        return await self._virtiofsd.wait()
+
     async def _connect_network(self) -> None:
         if self.placement.netns is None:
             return

@@ -144,8 +144,21 @@ class Sandbox:
             self._host.save(self._host.state.without_container(container_id))
 
     async def wait_exit(self) -> int:
-        """Wait until QEMU has ended; its exit status."""
-        return await self._machine.wait()
+        """Wait until QEMU has ended; its exit status.
+
+        When virtiofsd ends first, the containers have lost their roots: the sandbox is shut down.
+        """
+        machine = asyncio.ensure_future(self._machine.wait())
+        files = asyncio.ensure_future(self._host.wait_virtiofsd())
+        try:
+            await asyncio.wait({machine, files}, return_when=asyncio.FIRST_COMPLETED)
+            if not machine.done() and self._shutdown is None:
+                _LOG.error("virtiofsd ended, so the sandbox does status=%d", files.result())
+                await self.shutdown()
+            return await machine
+        finally:
+            machine.cancel()
+            files.cancel()
 
     async def pause(self) -> None:
         """Stop the whole machine."""
