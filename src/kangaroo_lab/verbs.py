@@ -8,12 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from kangaroo.errors import NotFound
 from kangaroo_lab.lab import Lab
 from kangaroo_lab.node import Node
 
 Verb = Callable[[Lab, argparse.Namespace], int]
+
+# No argument starts with NUL, so none is taken for an option: `kubectl -n default …` arrives whole.
+_VERBATIM = {"prefix_chars": "\0", "add_help": False}
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,7 +28,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     up.add_argument("--nodes", type=int, default=1, choices=(1, 2, 3))
     up.add_argument("--memory-mib", type=int, help="memory of each node")
     _verb(verbs, "status", _status, "what runs, and where its logs are")
-    _rest(_verb(verbs, "kubectl", _kubectl, "kubectl as the administrator"), "arguments")
+    kubectl = _verb(verbs, "kubectl", _kubectl, "kubectl as the administrator", **_VERBATIM)
+    _rest(kubectl, "arguments")
     execute = _verb(verbs, "exec", _exec, "run a command, or a shell, on a node")
     execute.add_argument("node")
     _rest(execute, "command")
@@ -37,9 +42,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Verb, about: str
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Verb,
+    about: str,
+    **settings: Any,
 ) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=about)
+    parser = verbs.add_parser(name, help=about, **settings)
     parser.set_defaults(run=lambda arguments: run(Lab.open(), arguments))
     return parser
 
