@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kangaroo.errors import FailedPrecondition
 from kangaroo.linux.mountinfo import MountEntry, parse
 from kangaroo.runtime.oci import Bind
 from kangaroo.runtime.takeover_plan import NotNas, OnNode, OnPlaceholder, Origin, PodMounts
@@ -78,6 +79,11 @@ def test_the_placeholder_stands_for_its_volume() -> None:
 
 def test_a_subpath_that_kubelet_made_on_the_placeholder() -> None:
     assert origin(SUBPATH, TAKEN) == OnPlaceholder(entry(2, TAKEN), "logs/web")
+
+
+def test_a_subpath_that_lost_its_mount_is_refused() -> None:
+    with pytest.raises(FailedPrecondition, match="subPath"):
+        origin(f"{POD}/volume-subpaths/pv-nas/web/7")
 
 
 def test_only_the_volumes_own_mounts_are_taken() -> None:

@@ -13,7 +13,7 @@ import asyncio
 import dataclasses
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from kangaroo.runtime.state import (
     mount_entry,
     volume_state,
 )
-from kangaroo.runtime.takeover_plan import OnNode, OnPlaceholder, PodMounts
+from kangaroo.runtime.takeover_plan import NotNas, OnNode, OnPlaceholder, PodMounts
 
 _LOG = logging.getLogger(__name__)
 
@@ -83,27 +83,39 @@ class Passthrough:
         self._mounted: set[str] = set()
         self._lock = asyncio.Lock()
 
-    async def place(self, bind: Bind) -> NasBind | None:
-        """The NAS directory that `bind` is, mounted in the guest by now; None when it travels by
-        virtio-fs.
+    async def place(self, binds: Sequence[Bind]) -> dict[int, NasBind]:
+        """The binds of one container that are NAS directories, by index, mounted in the guest by
+        now; the others travel by virtio-fs.
 
-        A repeat finds the volume mounted and does nothing more. Raises MountFailed (the node's
-        mount is then as it was), FailedPrecondition when a placeholder has lost its record.
+        Where each comes from is decided before the first is taken: taking a volume also takes the
+        binds that kubelet made of its directories. A repeat finds the volumes mounted and does
+        nothing more. Raises MountFailed or Unsupported (the node's mount is then as it was),
+        FailedPrecondition when a placeholder has lost its record.
         """
         async with self._lock:
             mounts = PodMounts(str(self._pod.pod_directory), mountinfo.read())
-            match mounts.origin(bind):
-                case OnNode(volume, subpath):
-                    return await self._from_node(mounts, volume, subpath)
-                case OnPlaceholder(placeholder, subpath):
-                    volume_id = await self._from_placeholder(placeholder)
-                    return NasBind(volume_id, subpath, create=bool(subpath))
-                case _:
-                    return None
+            origins = [(bind.index, mounts.origin(bind)) for bind in binds]
+            volumes: dict[str, str | None] = {}
+            placed = {}
+            for index, origin in origins:
+                if isinstance(origin, NotNas):
+                    continue
+                path = origin.volume.mount_point
+                if path not in volumes:
+                    volumes[path] = await self._mount(mounts, origin)
+                volume_id = volumes[path]
+                if volume_id is not None:
+                    # kubelet made the directory on the placeholder, where the NAS does not see it.
+                    create = isinstance(origin, OnPlaceholder) and bool(origin.subpath)
+                    placed[index] = NasBind(volume_id, origin.subpath, create=create)
+            return placed
 
-    async def _from_node(
-        self, mounts: PodMounts, volume: mountinfo.MountEntry, subpath: str
-    ) -> NasBind | None:
+    async def _mount(self, mounts: PodMounts, origin: OnNode | OnPlaceholder) -> str | None:
+        if isinstance(origin, OnPlaceholder):
+            return await self._from_placeholder(origin.volume)
+        return await self._from_node(mounts, origin.volume)
+
+    async def _from_node(self, mounts: PodMounts, volume: mountinfo.MountEntry) -> str | None:
         if not self._policy.enabled:
             return None
         try:
@@ -116,7 +128,7 @@ class Passthrough:
             return None
         record = volume_state(guest_mount.volume_id, volume)
         await self._take_from_node(mounts, volume, record)
-        return NasBind(guest_mount.volume_id, subpath, create=False)
+        return guest_mount.volume_id
 
     async def _mount_in_guest(self, guest_mount: GuestMount) -> None:
         if guest_mount.volume_id in self._mounted:

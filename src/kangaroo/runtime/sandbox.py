@@ -189,11 +189,10 @@ class Sandbox:
     async def _place_binds(
         self, container_id: str, spec: Mapping[str, Any]
     ) -> dict[int, oci.Placement]:
-        placements: dict[int, oci.Placement] = {}
-        for bind in oci.binds(spec, self.id):
-            nas = await self._volumes.place(bind)
-            if nas is not None:
-                placements[bind.index] = nas
+        binds = oci.binds(spec, self.id)
+        placements: dict[int, oci.Placement] = dict(await self._volumes.place(binds))
+        for bind in binds:
+            if bind.index in placements:
                 continue
             await self._host.shared.bind(
                 container_id,

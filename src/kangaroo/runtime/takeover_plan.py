@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kangaroo.errors import FailedPrecondition
 from kangaroo.linux import mountinfo
 from kangaroo.linux.mountinfo import MountEntry
 from kangaroo.nas.placeholder import is_placeholder
@@ -24,9 +25,9 @@ class OnNode:
 
 @dataclass(frozen=True)
 class OnPlaceholder:
-    """The volume is in a guest: `placeholder` is the volume's mount point on the node."""
+    """The volume is in a guest: `volume` is the mount of its placeholder on the node."""
 
-    placeholder: MountEntry
+    volume: MountEntry
     subpath: str
 
 
@@ -55,8 +56,9 @@ class PodMounts:
         )
 
     def origin(self, bind: Bind) -> Origin:
-        """Where the source of `bind` comes from."""
+        """Where the source of `bind` comes from. Raises FailedPrecondition on a lost subPath."""
         entry = mountinfo.covering(bind.source, self._entries)
+        self._require_subpath(bind, entry)
         if entry is None or not _within(entry.mount_point, self._pod_directory):
             return NotNas()
         inside = posixpath.relpath(bind.source, entry.mount_point)
@@ -84,6 +86,18 @@ class PodMounts:
         ]
         found.sort(key=lambda entry: (len(entry.mount_point), entry.mount_id), reverse=True)
         return tuple(entry.mount_point for entry in found)
+
+    def _require_subpath(self, bind: Bind, entry: MountEntry | None) -> None:
+        """kubelet always mounts what it prepares for a subPath. Where nothing is mounted, a volume
+        was taken meanwhile, and what was written there would stay on the node.
+        """
+        if not _within(bind.source, f"{self._pod_directory}/volume-subpaths"):
+            return
+        if entry is None or not _within(entry.mount_point, self._pod_directory):
+            raise FailedPrecondition(
+                f"nothing is mounted on {bind.source}, which kubelet prepared for a subPath",
+                hint="kubelet prepares it again when it retries",
+            )
 
     def _on_node(self, entry: MountEntry, inside: str) -> OnNode:
         volume = self._nearest_volume(entry) or entry
