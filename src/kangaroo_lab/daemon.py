@@ -84,14 +84,17 @@ def start(
 
 
 def stop(daemon: Daemon, *, timeout_s: float = TERM_TIMEOUT_S) -> None:
-    """End the whole session: SIGTERM, and SIGKILL past the deadline. A repeat does nothing."""
+    """End the whole session: SIGTERM, and SIGKILL past the deadline. Without time, SIGKILL at once.
+
+    A repeat does nothing.
+    """
     members = daemon.session()
-    _signal(members, signal.SIGTERM)
-    if not _await_end(members, timeout_s):
-        _log.warning("daemon did not stop name=%s pid=%d", daemon.name, daemon.pid)
-    members = daemon.session()
-    _signal(members, signal.SIGKILL)
-    _await_end(members, _KILL_TIMEOUT_S)
+    if timeout_s > 0:
+        _signal(members, signal.SIGTERM)
+        if not _await_end(members, timeout_s):
+            _log.info("killed past its deadline name=%s pid=%d", daemon.name, daemon.pid)
+        members = daemon.session()
+    end(members)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(daemon.pid, os.WNOHANG)
 
