@@ -14,6 +14,12 @@ from kangaroo.agent.loop import READ, Future, Loop
 from kangaroo.errors import CommandFailed, DeadlineExceeded
 
 _OUTPUT_LIMIT_BYTES = 1 << 20
+_ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    # crun copies itself to memory and starts anew, so that no container can write to its file, unless
+    # this is set and it finds itself on a read-only file system, as it does here.
+    "_LIBCONTAINER_CLONED_BINARY": "1",
+}
 
 
 class Exit(NamedTuple):
@@ -75,7 +81,7 @@ class Children:
         pid = os.posix_spawn(
             argv[0],
             argv,
-            {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            _ENVIRONMENT,
             file_actions=actions,
             setsid=True,
             setsigdef=(signal.SIGPIPE, signal.SIGCHLD),
