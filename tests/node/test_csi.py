@@ -121,7 +121,10 @@ def clean(driver: Driver) -> Iterator[Driver]:
 
 def test_kubelet_registers_a_restarted_driver(lab: Lab, driver: Driver) -> None:
     driver.node.exec(["systemctl", "restart", UNIT])
-    known = f'jsonpath={{.spec.drivers[?(@.name=="{pods.DRIVER}")].nodeID}}=node1'
+    own = f"_SYSTEMD_INVOCATION_ID=$(systemctl show --value --property=InvocationID {UNIT})"
+    told = f"grep -m1 'registered driver={pods.DRIVER}' < <(journalctl --follow --lines=all {own})"
+    driver.node.exec(["bash", "-c", told], timeout_s=60)
+    known = f"jsonpath={{.spec.drivers[0].name}}={pods.DRIVER}"
     lab.kubectl("wait", f"--for={known}", "csinode/node1", "--timeout=60s", timeout_s=90)
 
 
@@ -274,23 +277,25 @@ def test_a_dead_nas_is_unmounted_in_time(clean: Driver) -> None:
 
 
 def test_a_stale_mount_is_replaced(clean: Driver) -> None:
-    """The directory was deleted and made again on the NAS: the old mount answers ESTALE."""
+    """The directory was deleted and made again by another client: the old mount answers ESTALE."""
     directory = clean.lab.nas.root / "csi" / "csi-stale"
     directory.mkdir(exist_ok=True)
     options = "nolock,noac"
-    assert clean.publish("stale", path="/csi/csi-stale", options=options).code == "OK"
+    stale = clean.publishing("stale", path="/csi/csi-stale", options=options)
+    answers = clean.calls(stale, clean.publishing("other", vers="4.1"))
+    assert [answer.code for answer in answers] == ["OK", "OK"]
     before = clean.mounted("stale")
-    directory.rmdir()
-    directory.mkdir()
-    (directory / "new").touch()
-    answer = clean.publish("stale", path="/csi/csi-stale", options=options)
+    # Through the server, not behind its back: it caches what it knows of a directory.
+    other = f"{clean.target('other')}/csi-stale"
+    clean.node.exec(["sh", "-ec", f"rmdir {other}; mkdir {other}; touch {other}/new"])
+    (answer,) = clean.calls(stale)
     assert answer.code == "OK", answer.message
     after = clean.mounted("stale")
     assert before is not None
     assert after is not None
     assert after.mount_id != before.mount_id
     assert clean.node.exec(["ls", clean.target("stale")]).stdout.split() == ["new"]
-    clean.unpublish("stale")
+    clean.calls(clean.unpublishing("stale"), clean.unpublishing("other"))
 
 
 def test_a_restarted_driver_goes_on(clean: Driver) -> None:

@@ -37,6 +37,11 @@ Code = grpc.StatusCode
             Code.UNAVAILABLE,
         ),
         (
+            "mount.nfs: Resource temporarily unavailable for nas.invalid:/csi on /t",
+            errno.EHOSTUNREACH,
+            Code.UNAVAILABLE,
+        ),
+        (
             "mount.nfs: Connection refused for 192.0.2.1:/csi on /t",
             errno.ECONNREFUSED,
             Code.UNAVAILABLE,

@@ -32,7 +32,8 @@ _CAUSES = (
         "the export does not exist or does not admit this node's address",
     ),
     _cause(
-        "failed to resolve|name or service not known|temporary failure in name resolution",
+        "failed to resolve|name or service not known|temporary failure in name resolution"
+        "|resource temporarily unavailable",  # so mount.nfs calls a resolver that does not answer
         errno.EHOSTUNREACH,
         "the node cannot resolve the server's name",
     ),
