@@ -19,6 +19,7 @@ from typing import Any
 from kangaroo.errors import KangarooError
 from kangaroo.runtime import paths, shim_log
 from kangaroo.runtime.background import Background
+from kangaroo.runtime.boot_slot import boot_slot, processors
 from kangaroo.runtime.config import RuntimeConfig, load
 from kangaroo.runtime.events import EventPublisher
 from kangaroo.runtime.options import ShimOptions
@@ -57,7 +58,10 @@ async def _serve(options: ShimOptions, config: RuntimeConfig, listener: socket.s
         loop.add_signal_handler(number, ending.set)
 
     async def boot(*, sandbox_id: str, bundle: Path, spec: dict[str, Any]) -> Sandbox:
-        return await Sandbox.boot(sandbox_id=sandbox_id, bundle=bundle, spec=spec, config=config)
+        async with boot_slot(config.state_root.parent, processors()):
+            return await Sandbox.boot(
+                sandbox_id=sandbox_id, bundle=bundle, spec=spec, config=config
+            )
 
     background = Background()
     publisher = EventPublisher(os.environ.get("TTRPC_ADDRESS", ""), options.namespace)
