@@ -1,8 +1,9 @@
 """The errors of Kangaroo.
 
-One root, `KangarooError`. A leaf names a cause, not a place, and carries the facts that a reader needs to act: what,
-why, and a hint where there is one. Domain code raises these; each adapter (CSI gRPC, Task ttrpc, agent, command line)
-has one table that maps them to its own codes. Nothing here knows about RPC codes.
+One root, `KangarooError`. A leaf names a cause, not a place, and carries the facts that a reader
+needs to act: what, why, and a hint where there is one. Domain code raises these; each adapter (CSI
+gRPC, Task ttrpc, agent, command line) has one table that maps them to its own codes. Nothing here
+knows about RPC codes.
 
     KangarooError
     ├── InvalidRequest         the caller's input cannot be accepted; names the field

@@ -1,7 +1,8 @@
 """The agent as PID 1 of namespaces on this machine, in the guest image's own root, without a VM.
 
-vsock is replaced by a unix socket; everything else is the code that runs in the guest: pseudo file systems, crun,
-reaping, streams. The root is unpacked from the image, so its Python, crun and libraries are tested too.
+vsock is replaced by a unix socket; everything else is the code that runs in the guest: pseudo file
+systems, crun, reaping, streams. The root is unpacked from the image, so its Python, crun and
+libraries are tested too.
 """
 
 from __future__ import annotations
@@ -136,7 +137,8 @@ class Streams:
 def running(root: Path, log: Path) -> Iterator[Agent]:
     """The agent in `root`, a private copy of the image's tree, until the block ends.
 
-    Ends by closing the control connection, as a runtime that dies does, and checks that the agent ends by itself.
+    Ends by closing the control connection, as a runtime that dies does, and checks that the agent
+    ends by itself.
     """
     _prepare(root)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -150,7 +152,7 @@ def running(root: Path, log: Path) -> Iterator[Agent]:
         argv = ["unshare", *_NAMESPACES, "sh", "-c", enter, str(root), *program]
         cgroup = Path(tempfile.mkdtemp(prefix="kangaroo-test-", dir=_cgroup2()))
         # A cgroup namespace begins where its first process is.
-        join = f"echo $$ >{cgroup}/cgroup.procs && exec \"$@\""
+        join = f'echo $$ >{cgroup}/cgroup.procs && exec "$@"'
         process = subprocess.Popen(
             ["sh", "-c", join, "sh", *argv],
             stdin=subprocess.DEVNULL,

@@ -75,7 +75,12 @@ def wait(agent: Agent, exec_id: str = "") -> int:
 
 
 def execute(agent: Agent, exec_id: str, streams: Streams, *arguments: str) -> int:
-    process = {"args": list(arguments), "env": ["PATH=/bin"], "cwd": "/", "user": {"uid": 0, "gid": 0}}
+    process = {
+        "args": list(arguments),
+        "env": ["PATH=/bin"],
+        "cwd": "/",
+        "user": {"uid": 0, "gid": 0},
+    }
     call = agent.send(
         Method.EXEC_PROCESS,
         container_id="c",
@@ -211,7 +216,8 @@ def test_mount_of_an_unknown_flag_is_refused(agent: Agent) -> None:
     }
     with pytest.raises(AgentError, match="remount"):
         agent.call(Method.MOUNT_NAS, flags=["remount"], **request)
-    # This machine's kernel may have no NFS client; whatever it says names the source and the options.
+    # This machine's kernel may have no NFS client; whatever it says names the source and the
+    # options.
     with pytest.raises(AgentError, match=r"192\.0\.2\.1:/x.*vers=3"):
         agent.call(Method.MOUNT_NAS, flags=[], **request)
 

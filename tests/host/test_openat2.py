@@ -43,9 +43,8 @@ def test_what_lies_beneath_is_opened(volume: int, path: str, ends: str) -> None:
 
 @pytest.mark.parametrize("path", ["..", "outside", "absolute", "/etc", "a/../../secret"])
 def test_what_leads_out_is_refused(volume: int, path: str) -> None:
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(OSError, match=os.strerror(errno.EXDEV)):
         opened(volume, path)
-    assert refused.value.errno == errno.EXDEV
 
 
 def test_missing_directories_are_made_with_the_mode_whatever_the_umask(volume: int) -> None:
@@ -61,6 +60,6 @@ def test_missing_directories_are_made_with_the_mode_whatever_the_umask(volume: i
 
 @pytest.mark.parametrize("path", ["outside/x", "absolute/x", "../x", "a/../../x"])
 def test_nothing_is_made_outside(volume: int, path: str, tmp_path: Path) -> None:
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=os.strerror(errno.EXDEV)):
         os.close(ensure_directory_beneath(volume, path, 0o755))
     assert not (tmp_path / "x").exists()

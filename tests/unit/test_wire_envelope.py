@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given
@@ -11,7 +13,7 @@ from kangaroo.wire import protobuf
 from kangaroo.wire.envelope import Request, Response, Status, StatusDetail
 from kangaroo.wire.errors import RemoteProtocolError
 
-text = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 int64 = st.integers(-(2**63), 2**63 - 1)
 requests = st.builds(
     Request,
@@ -81,7 +83,7 @@ def test_broken_request_is_refused(data: str, reason: str) -> None:
         Request.decode(bytes.fromhex(data))
 
 
-def _request_class() -> type:
+def _request_class() -> Any:
     """ttrpc.Request as the protobuf library builds it from the published field numbers."""
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="t.proto", package="t", syntax="proto3")

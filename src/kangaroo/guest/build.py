@@ -1,7 +1,8 @@
 """Build the guest image: Debian packages in; kernel, initrd and read-only root out.
 
-The packages are unpacked, not installed: no script of theirs runs, so no chroot is needed, and the tools that finish
-the image (mkfs.erofs, depmod, zstd, Python) come from the same tree, run through its own dynamic loader.
+The packages are unpacked, not installed: no script of theirs runs, so no chroot is needed, and the
+tools that finish the image (mkfs.erofs, depmod, zstd, Python) come from the same tree, run through
+its own dynamic loader.
 """
 
 from __future__ import annotations
@@ -121,11 +122,13 @@ class _Build:
 
     def _loadable(self, extension: Path) -> bool:
         """Whether all libraries of an extension module are in the image."""
-        present = set(os.listdir(self.root / _LIBRARIES))
+        present = {path.name for path in (self.root / _LIBRARIES).iterdir()}
         return self._needed(self.packages / extension.relative_to(self.root)) <= present
 
     def _agent(self) -> None:
-        """The agent's part of this very package, in the place of a standard library package: no path to set up."""
+        """The agent's part of this very package, in the place of a standard library package: no
+        path to set up.
+        """
         source = Path(kangaroo.__file__).parent
         target = self.root / _PYTHON / "kangaroo"
         target.mkdir()
@@ -140,7 +143,9 @@ class _Build:
             )
 
     def _compile(self) -> None:
-        """Byte code beside the source, never compared with it: the root is read-only and the sums are in the manifest."""
+        """Byte code beside the source, never compared with it: the root is read-only and the sums
+        are in the manifest.
+        """
         argv = ["-I", "-S", "-m", "compileall", "-q"]
         argv += ["--invalidation-mode", "unchecked-hash", "-s", str(self.root), "-p", "/"]
         self._tool("usr/bin/python3.13", *argv, str(self.root / _PYTHON), PYTHONHOME="usr")

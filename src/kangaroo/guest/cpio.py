@@ -1,4 +1,7 @@
-"""An initramfs archive: cpio "newc" (Documentation/driver-api/early-userspace/buffer-format.rst)."""
+"""An initramfs archive: cpio "newc".
+
+Documentation/driver-api/early-userspace/buffer-format.rst in the kernel's source.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ def character_device(path: str, major: int, minor: int, permissions: int = 0o600
 
 
 def archive(members: Iterable[Member]) -> bytes:
-    """The archive, everything owned by root and dated 1970, so that the same members give the same bytes."""
+    """The archive, everything owned by root and dated 1970, so that the same members give the same
+    bytes.
+    """
     parts = [_entry(number, member) for number, member in enumerate(members, 1)]
     return b"".join([*parts, _entry(0, Member("TRAILER!!!", 0))])
 

@@ -28,7 +28,8 @@ def mirror() -> str:
     )
     for line in targets.splitlines():
         uri = line.partition(" ")[0].rstrip("/")
-        # The archive proper is called "debian"; "debian-security" and "debian-debug" have other suites.
+        # The archive proper is called "debian"; "debian-security" and "debian-debug" have other
+        # suites.
         if urlsplit(uri).path.rpartition("/")[2] == "debian":
             return uri
     raise FailedPrecondition(
@@ -50,10 +51,10 @@ def bootstrap(
 ) -> None:
     """Make a tree of `packages` and what they depend on at `target`.
 
-    `target` is a directory, or a file name whose suffix tells mmdebstrap the format (`.tar`, `.ext2`, …).
-    `variant` is mmdebstrap's: "extract" unpacks without running any package's scripts, "minbase" installs.
-    `hooks` and `aptopts` are passed as `--customize-hook` and `--aptopt`. `environment` is added to the child's.
-    Raises CommandFailed, DeadlineExceeded.
+    `target` is a directory, or a file name whose suffix tells mmdebstrap the format (`.tar`,
+    `.ext2`, …). `variant` is mmdebstrap's: "extract" unpacks without running any package's scripts,
+    "minbase" installs. `hooks` and `aptopts` are passed as `--customize-hook` and `--aptopt`.
+    `environment` is added to the child's. Raises CommandFailed, DeadlineExceeded.
     """
     if shutil.which("mmdebstrap") is None:
         raise FailedPrecondition("mmdebstrap is not installed", hint="apt-get install mmdebstrap")
@@ -71,7 +72,9 @@ def bootstrap(
 
 
 def _proxy_options() -> list[str]:
-    """mmdebstrap starts from an empty apt configuration; a proxy of the machine has to be carried over."""
+    """mmdebstrap starts from an empty apt configuration; a proxy of the machine has to be carried
+    over.
+    """
     dump = _apt_output("apt-config", "dump", "Acquire::http::Proxy", "Acquire::https::Proxy")
     return [line for line in dump.splitlines() if not line.endswith('"";')]
 

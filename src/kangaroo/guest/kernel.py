@@ -20,10 +20,11 @@ _SIGNATURE_HEADER_BYTES = 12
 
 
 def zstd_payload(image: bytes) -> bytes:
-    """The compressed ELF file in a bzImage whose payload is zstd, without the length that follows it.
+    """The compressed ELF file in a bzImage whose payload is zstd, without the length that follows
+    it.
 
-    Booted as it is, by PVH, the kernel need not unpack itself, which is most of the start of a slow machine.
-    Raises InvalidRequest when `image` is something else.
+    Booted as it is, by PVH, the kernel need not unpack itself, which is most of the start of a slow
+    machine. Raises InvalidRequest when `image` is something else.
     """
     offset, magic = _HEADER_MAGIC
     if image[offset : offset + 4] != magic:
@@ -37,7 +38,8 @@ def zstd_payload(image: bytes) -> bytes:
 
 
 def dependencies(modules_dep: str) -> dict[str, list[str]]:
-    """Of every module in a `modules.dep` file, by name: its path and those to load before it, in load order.
+    """Of every module in a `modules.dep` file, by name: its path and those to load before it, in
+    load order.
 
     Names are as modprobe compares them, with underscores.
     """
@@ -50,9 +52,11 @@ def dependencies(modules_dep: str) -> dict[str, list[str]]:
 
 
 def closure(names: Iterable[str], table: dict[str, list[str]]) -> list[str]:
-    """Paths of the modules `names` and all that they need, in an order that insmod accepts, each once.
+    """Paths of the modules `names` and all that they need, in an order that insmod accepts, each
+    once.
 
-    A name that is not in the table is built in. Raises nothing: the boot test shows what is missing.
+    A name that is not in the table is built in. Raises nothing: the boot test shows what is
+    missing.
     """
     paths: dict[str, None] = {}
     for name in names:
@@ -68,7 +72,8 @@ def module_name(path: str) -> str:
 def unpack_module(source: Path, target: Path) -> None:
     """Copy a module without its compression and its signature.
 
-    The guest's processor has better to do than to unpack and to compute RSA; the whole image has a sum.
+    The guest's processor has better to do than to unpack and to compute RSA; the whole image has a
+    sum.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     content = source.read_bytes()
@@ -76,7 +81,9 @@ def unpack_module(source: Path, target: Path) -> None:
 
 
 def unsigned(module: bytes) -> bytes:
-    """The module without an appended signature (struct module_signature, include/linux/module_signature.h)."""
+    """The module without an appended signature (struct module_signature,
+    include/linux/module_signature.h).
+    """
     if not module.endswith(_SIGNATURE_MARKER):
         return module
     end = len(module) - len(_SIGNATURE_MARKER)

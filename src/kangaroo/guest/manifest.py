@@ -1,4 +1,4 @@
-"""`manifest.json` of a guest image: what is in the directory, and which agent protocol it speaks."""
+"""`manifest.json` of a guest image: what is in it, and which agent protocol it speaks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def write(
 def read(directory: Path) -> Manifest:
     """The manifest of the image in `directory`. Sums are not checked; see `verify`.
 
-    Raises NotFound when there is no image, FailedPrecondition when it is of another format or incomplete.
+    Raises NotFound when there is no image, FailedPrecondition when it is of another format or
+    incomplete.
     """
     path = directory / MANIFEST
     hint = "build one with `kangaroo guest build`"
@@ -63,7 +64,9 @@ def read(directory: Path) -> Manifest:
 
 
 def verify(directory: Path) -> Manifest:
-    """`read`, and compare the files with their sums. Raises FailedPrecondition naming the first that differs."""
+    """`read`, and compare the files with their sums. Raises FailedPrecondition naming the first
+    that differs.
+    """
     manifest = read(directory)
     for name, expected in manifest.files.items():
         if _sha256(directory / name) != expected:

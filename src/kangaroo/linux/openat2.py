@@ -1,4 +1,6 @@
-"""openat2(2): open what lies beneath a directory, and nothing else, whoever changes the tree meanwhile."""
+"""openat2(2): open what lies beneath a directory, and nothing else, whoever changes the tree
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ class _OpenHow(ctypes.Structure):
 def open_beneath(dirfd: int, relative: str, flags: int) -> int:
     """Open `relative` beneath the directory `dirfd`; the descriptor is close-on-exec.
 
-    Symbolic links are followed while they stay beneath; an absolute one, or `..` that leaves, is EXDEV. "" and "."
-    are the directory itself. Raises OSError naming `relative`.
+    Symbolic links are followed while they stay beneath; an absolute one, or `..` that leaves, is
+    EXDEV. "" and "." are the directory itself. Raises OSError naming `relative`.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
     fd: int = _libc.syscall(
@@ -41,10 +43,12 @@ def open_beneath(dirfd: int, relative: str, flags: int) -> int:
 
 
 def ensure_directory_beneath(dirfd: int, relative: str, mode: int) -> int:
-    """Open the directory `relative` beneath `dirfd` (O_PATH), creating what is missing of it with `mode`.
+    """Open the directory `relative` beneath `dirfd` (O_PATH), creating what is missing of it with
+    `mode`.
 
-    The mode holds whatever the umask is. Components are created one by one, each in a directory that was itself
-    opened beneath `dirfd`; `..` is not accepted in what has to be created. Raises OSError.
+    The mode holds whatever the umask is. Components are created one by one, each in a directory
+    that was itself opened beneath `dirfd`; `..` is not accepted in what has to be created. Raises
+    OSError.
     """
     flags = os.O_PATH | os.O_DIRECTORY
     parts = [part for part in relative.split("/") if part not in ("", ".")]
