@@ -16,8 +16,8 @@ from kangaroo.errors import CommandFailed, DeadlineExceeded
 _OUTPUT_LIMIT_BYTES = 1 << 20
 _ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-    # crun copies itself to memory and starts anew, so that no container can write to its file, unless
-    # this is set and it finds itself on a read-only file system, as it does here.
+    # crun copies itself to memory and starts anew, so that no container can write to its file,
+    # unless this is set and it finds itself on a read-only file system, as it does here.
     "_LIBCONTAINER_CLONED_BINARY": "1",
 }
 
@@ -46,15 +46,16 @@ class Children:
         self._launches = 0
         self._wakeup, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         loop.watch(self._wakeup, READ, self._on_signal)
 
-    async def run(self, argv: tuple[str, ...], *, timeout_s: float, input: bytes = b"") -> str:
-        """Run to the end and return what it wrote.
+    async def run(self, argv: tuple[str, ...], *, timeout_s: float, content: bytes = b"") -> str:
+        """Run to the end with `content` as its input; return what it wrote.
 
-        Raises CommandFailed with the output, DeadlineExceeded after killing it, OSError when it cannot be started.
+        Raises CommandFailed with the output, DeadlineExceeded after killing it, OSError when it
+        cannot be started.
         """
-        source, output = _memory_file(input), _memory_file()
+        source, output = _memory_file(content), _memory_file()
         try:
             child = self.spawn(argv, stdio=(source, output, output))
             end = await self.wait(child, argv, timeout_s)
@@ -67,7 +68,9 @@ class Children:
         return text
 
     async def wait(self, child: Child, argv: Sequence[str], timeout_s: float) -> Exit:
-        """The end of a child of ours. Past the deadline its process group is killed: DeadlineExceeded."""
+        """The end of a child of ours. Past the deadline its process group is killed:
+        DeadlineExceeded.
+        """
         if not await self._loop.within(child.exited, timeout_s):
             _kill_group(child.pid)
             raise DeadlineExceeded(f"{' '.join(argv)}: not done within {timeout_s:g} s")
@@ -75,7 +78,7 @@ class Children:
         return end
 
     def spawn(self, argv: tuple[str, ...], *, stdio: tuple[int, int, int]) -> Child:
-        """Start `argv` in a session of its own with three descriptors as its stdio. Raises OSError."""
+        """Start `argv` in a session of its own with its stdio. Raises OSError."""
         log.debug("spawn", argv=" ".join(argv))
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
         pid = os.posix_spawn(
@@ -91,8 +94,8 @@ class Children:
     async def call(self, function: Callable[[], Any], *, what: str, timeout_s: float) -> Any:
         """Run `function` in a forked child and return what it returns, through JSON.
 
-        For system calls that may never come back: PID 1 must not make them itself. Raises the child's OSError as
-        it was, DeadlineExceeded after killing the child.
+        For system calls that may never come back: PID 1 must not make them itself. Raises the
+        child's OSError as it was, DeadlineExceeded after killing the child.
         """
         output = _memory_file()
         try:
@@ -110,7 +113,9 @@ class Children:
         raise CommandFailed((what,), 1, outcome.get("text", "died without a word"))
 
     def launch_begins(self) -> None:
-        """From now on remember exits of unknown processes: one may be a container process whose id is not read yet."""
+        """From now on remember exits of unknown processes: one may be a container process whose id
+        is not read yet.
+        """
         self._launches += 1
 
     def launch_ends(self) -> None:
@@ -119,7 +124,9 @@ class Children:
             self._unclaimed.clear()
 
     def adopt(self, pid: int) -> Child:
-        """A process that a child of ours started and left to us, between `launch_begins` and `launch_ends`."""
+        """A process that a child of ours started and left to us, between `launch_begins` and
+        `launch_ends`.
+        """
         future = self._expect(pid)
         end = self._unclaimed.pop(pid, None)
         if end is not None:

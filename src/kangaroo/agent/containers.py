@@ -82,8 +82,8 @@ class Containers:
     ) -> int:
         """Make the container up to the point where its program would run; the pid of its init.
 
-        Raises AlreadyExists, NotFound for a volume or subpath, CommandFailed with crun's words. Nothing is left
-        behind by a failure.
+        Raises AlreadyExists, NotFound for a volume or subpath, CommandFailed with crun's words.
+        Nothing is left behind by a failure.
         """
         if container_id in self._containers:
             raise AlreadyExists(f"container {container_id} exists")
@@ -95,8 +95,8 @@ class Containers:
             spec.setdefault("linux", {})["cgroupsPath"] = f"/{PARENT}/{container_id}"
             spec["process"]["terminal"] = stdio["terminal"]
             write_file(f"{container.directory}/config.json", json.dumps(spec))
-            arguments = (f"--bundle={container.directory}",)
-            process = await self._launch(container, "", "create", arguments, stdio, (container_id,))
+            command = ("create", f"--bundle={container.directory}")
+            process = await self._launch(container, "", command, stdio)
         except BaseException:
             await self._remove(container)
             raise
@@ -123,8 +123,8 @@ class Containers:
         process["terminal"] = stdio["terminal"]
         path = f"{container.directory}/{exec_id}.process.json"
         write_file(path, json.dumps(process))
-        arguments = ("--detach", f"--process={path}")
-        started = await self._launch(container, exec_id, "exec", arguments, stdio, (container_id,))
+        command = ("exec", "--detach", f"--process={path}")
+        started = await self._launch(container, exec_id, command, stdio)
         return started.pid
 
     async def wait(self, *, container_id: str, exec_id: str) -> Exit:
@@ -133,7 +133,9 @@ class Containers:
         return end
 
     def signal(self, *, container_id: str, exec_id: str, number: int, everyone: bool) -> None:
-        """Send a signal, to all of the container when `everyone`. Raises NotFound when nobody is left."""
+        """Send a signal, to all of the container when `everyone`. Raises NotFound when nobody is
+        left.
+        """
         process = self._process(container_id, exec_id)
         if everyone and exec_id == "":
             if not self._find(container_id).cgroup.signal_all(number):
@@ -187,12 +189,10 @@ class Containers:
         self,
         container: Container,
         exec_id: str,
-        command: str,
-        options: tuple[str, ...],
+        command: tuple[str, ...],
         stdio: dict[str, Any],
-        arguments: tuple[str, ...],
     ) -> Process:
-        """Run `crun create` or `crun exec` and take over the process that it leaves behind."""
+        """Run crun's `create` or `exec` and take over the process that it leaves behind."""
         name = exec_id or "init"
         pid_file = f"{container.directory}/{name}.pid"
         streams = Streams(self._loop, self._dial, stdio)
@@ -202,12 +202,11 @@ class Containers:
             if streams.terminal:
                 # Both ids in the path would exceed what a socket address holds.
                 console = ConsoleSocket(f"{self._directory}/tty-{next(self._terminals)}.sock")
-                options = (*options, f"--console-socket={console.path}")
+                command = (*command, f"--console-socket={console.path}")
             await self._crun.run(
-                command,
-                *options,
+                *command,
                 f"--pid-file={pid_file}",
-                *arguments,
+                container.id,
                 log_file=f"{container.directory}/{name}.log",
                 stdio=streams.child_descriptors(),
             )

@@ -19,7 +19,9 @@ Handler = Callable[..., Awaitable[dict[str, Any]]]
 
 
 class Control:
-    """Serves `handlers`, by method name, on a connected socket; calls `on_closed` once when it ends."""
+    """Serves `handlers`, by method name, on a connected socket; calls `on_closed` once when it
+    ends.
+    """
 
     def __init__(
         self,
@@ -39,7 +41,9 @@ class Control:
         loop.watch(sock.fileno(), READ, self._on_ready)
 
     def flush(self) -> None:
-        """Send what is queued, waiting for the peer to take it; for the last words before power off."""
+        """Send what is queued, waiting for the peer to take it; for the last words before power
+        off.
+        """
         if self._open:
             self._sock.settimeout(1.0)
             try:

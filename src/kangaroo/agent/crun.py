@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 
 from kangaroo.agent.children import Children
 from kangaroo.errors import CommandFailed

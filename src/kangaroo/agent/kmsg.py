@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Self
 
 _RECORD_BYTES = 8192
 
@@ -17,7 +18,7 @@ class KernelLog:
         except OSError:
             self._fd = -1
 
-    def __enter__(self) -> KernelLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,6 @@
-"""Log lines on the console, `kangaroo-agent: message key=value`. A serial port is slow: one line per event."""
+"""Log lines on the console, `kangaroo-agent: message key=value`. A serial port is slow: one line
+per event.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ _debug = False
 
 
 def enable_debug() -> None:
-    global _debug
+    global _debug  # noqa: PLW0603 - set once, from the kernel command line
     _debug = True
 
 
@@ -22,7 +24,7 @@ def info(message: str, **facts: object) -> None:
 
 
 def exception(message: str, error: BaseException) -> None:
-    import traceback
+    import traceback  # noqa: PLC0415 - not on the way to a start
 
     _write(message, {"error": repr(error)})
     _emit("".join(traceback.format_exception(error)))

@@ -1,7 +1,7 @@
 """The loop: descriptors, timers and coroutines on one epoll instance.
 
-asyncio would do, but importing it takes longer than all the rest of the agent's start. Coroutines here await
-`Future`s and nothing else.
+asyncio would do, but importing it takes longer than all the rest of the agent's start. Coroutines
+here await `Future`s and nothing else.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ class Loop:
         self._running = False
 
     def watch(self, fd: int, events: int, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever one of `events`, an error or a hang-up is there. Replaces an earlier watch."""
+        """Call `callback` whenever one of `events`, an error or a hang-up is there. Replaces an
+        earlier watch.
+        """
         if fd in self._watchers:
             self._epoll.modify(fd, events)
         else:

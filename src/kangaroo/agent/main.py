@@ -42,7 +42,9 @@ def main() -> None:
 
 
 def serve(dial: Dial) -> None:
-    """Serve one control connection until it closes or PowerOff is called; returns when all is unmounted."""
+    """Serve one control connection until it closes or PowerOff is called; returns when all is
+    unmounted.
+    """
     loop = Loop()
     powering_off = False
 

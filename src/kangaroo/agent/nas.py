@@ -1,13 +1,16 @@
 """NAS volumes in the guest: mount, statistics, flush and unmount.
 
-Every system call that can wait for a server is made in a forked child with a deadline, never in PID 1.
+Every system call that can wait for a server is made in a forked child with a deadline, never in
+PID 1.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
+import stat
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +26,8 @@ from kangaroo.errors import (
     MountFailed,
     NotFound,
 )
-from kangaroo.linux.mount import MountFlag, UmountFlag, mount, umount
+from kangaroo.linux.mount import MountFlag, UmountFlag, bind, mount, umount
+from kangaroo.linux.openat2 import ensure_directory_beneath, open_beneath
 from kangaroo.wire.agent_protocol import NAS_DIRECTORY
 
 _FLAGS = {
@@ -87,8 +91,8 @@ class Volumes:
     ) -> Volume:
         """Mount, or return the mount that a repeated call finds.
 
-        Raises MountFailed, DeadlineExceeded when the kernel does not come back, AlreadyExists when the volume id
-        stands for another mount.
+        Raises MountFailed, DeadlineExceeded when the kernel does not come back, AlreadyExists when
+        the volume id stands for another mount.
         """
         request = (source, fstype, tuple(flags), options)
         while volume_id in self._mounting:
@@ -243,7 +247,7 @@ def _guest_addresses() -> list[str]:
             lines = file.read().splitlines()
     except OSError:
         return addresses
-    for above, line in zip(lines, lines[1:], strict=False):
+    for above, line in itertools.pairwise(lines):
         if "/32 host LOCAL" in line:
             address = above.rpartition(" ")[2]
             if not address.startswith("127.") and address not in addresses:
@@ -304,11 +308,6 @@ def _mountstats(mount_point: str) -> str:
 
 def _bind_beneath(mount_point: str, subpath: str, create: bool, target: str) -> None:
     """In the child: resolve, make the place, bind."""
-    import stat
-
-    from kangaroo.linux.mount import bind
-    from kangaroo.linux.openat2 import ensure_directory_beneath, open_beneath
-
     root = os.open(mount_point, os.O_PATH | os.O_DIRECTORY)
     try:
         found = open_beneath(root, subpath, os.O_PATH)

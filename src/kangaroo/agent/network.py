@@ -25,7 +25,7 @@ async def configure(
     Raises NotFound for a MAC that no interface has, CommandFailed with the words of ip(8).
     """
     text = batch(interfaces, routes, neighbours, interfaces_by_mac())
-    await children.run((_IP, "-batch", "-"), timeout_s=_TIMEOUT_S, input=text.encode())
+    await children.run((_IP, "-batch", "-"), timeout_s=_TIMEOUT_S, content=text.encode())
 
 
 def interfaces_by_mac() -> dict[str, str]:
@@ -57,19 +57,21 @@ def batch(
             lines.append(f"link set dev {current} name {name}")
         lines.append(f"link set dev {name} mtu {interface['mtu']} up")
         for address in interface["addresses"]:
-            # Without duplicate address detection: CNI owns the address, and a tentative one cannot be used.
+            # Without duplicate address detection: CNI owns the address, and a tentative one cannot
+            # be used.
             nodad = " nodad" if ":" in address else ""
             lines.append(f"address replace {address} dev {name}{nodad}")
-    for neighbour in neighbours:
-        lines.append(
-            f"neighbour replace {neighbour['address']} lladdr {neighbour['mac']}"
-            f" dev {neighbour['device']} nud permanent"
-        )
+    lines.extend(_neighbour(neighbour) for neighbour in neighbours)
     lines.extend(_route(route) for route in routes)
     for line in lines:
         if "\n" in line:
             raise InvalidRequest("interfaces", "a line break in a name or an address")
     return "\n".join(lines) + "\n"
+
+
+def _neighbour(neighbour: dict[str, Any]) -> str:
+    address, mac, device = neighbour["address"], neighbour["mac"], neighbour["device"]
+    return f"neighbour replace {address} lladdr {mac} dev {device} nud permanent"
 
 
 def _route(route: dict[str, Any]) -> str:

@@ -1,4 +1,6 @@
-"""The shapes of the agent protocol's requests (docs/agent-protocol.md). Unknown and missing keys are refused."""
+"""The shapes of the agent protocol's requests (docs/agent-protocol.md). Unknown and missing keys
+are refused.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +142,9 @@ _SHAPES: Mapping[str, Mapping[str, Check]] = {
 
 
 def read(method: str, payload: bytes) -> dict[str, Any]:
-    """The arguments of a call of a known `method`. Raises InvalidRequest naming the key that is wrong."""
+    """The arguments of a call of a known `method`. Raises InvalidRequest naming the key that is
+    wrong.
+    """
     shape = _SHAPES[method]
     message = decode(payload)
     for key in message.keys() - shape.keys():

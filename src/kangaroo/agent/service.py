@@ -1,4 +1,6 @@
-"""The agent protocol's methods (docs/agent-protocol.md); each answers with a dict that becomes JSON."""
+"""The agent protocol's methods (docs/agent-protocol.md); each answers with a dict that becomes
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +147,9 @@ class Service:
         return self._events.pop(0)
 
     async def shutdown(self, *, timeout_s: float) -> Answer:
-        """Kill containers, then write back and unmount every volume. A repeat finds nothing left to do."""
+        """Kill containers, then write back and unmount every volume. A repeat finds nothing left to
+        do.
+        """
         await self._containers.kill_all(min(_KILL_TIMEOUT_S, timeout_s))
         return {"volumes": await self._volumes.unmount_all(timeout_s)}
 

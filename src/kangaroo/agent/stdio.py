@@ -1,4 +1,6 @@
-"""Streams between a process in the guest and the host: one vsock connection each, opened with a token."""
+"""Streams between a process in the guest and the host: one vsock connection each, opened with a
+token.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ Dial = Callable[[], socket.socket]
 
 
 class Output:
-    """Copies a pipe or a terminal to the host, a buffer at a time, until all writers are gone or `finish`.
+    """Copies a pipe or a terminal to the host, a buffer at a time, until all writers are gone or
+    `finish`.
 
     When the host is gone it keeps reading, so that the process is not stopped by a full pipe.
     """
@@ -168,7 +171,7 @@ class Streams:
         self._child_ends: list[int] = []
 
     def child_descriptors(self) -> tuple[int, int, int]:
-        """What the starting program gets as stdio: pipes, or nothing when a terminal comes later."""
+        """What the starting program gets: pipes, or nothing when a terminal comes later."""
         stdin, stdout, stderr = (self._child_end(name) for name in ("stdin", "stdout", "stderr"))
         return stdin, stdout, stderr
 
@@ -234,7 +237,7 @@ class ConsoleSocket:
         self._listener.setblocking(False)
 
     def receive(self) -> int:
-        """The terminal's master, once crun has exited with success: it has sent it. Raises OSError."""
+        """The terminal's master; crun sent it before it exited. Raises OSError."""
         connection, _ = self._listener.accept()
         with connection:
             _, ancillary, _, _ = connection.recvmsg(4096, socket.CMSG_SPACE(struct.calcsize("i")))
