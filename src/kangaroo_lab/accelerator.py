@@ -20,10 +20,10 @@ _TRIAL_TIMEOUT_S = 15
 _TRIAL_MEMORY_MIB = 512
 
 ARGUMENTS = {
-    KVM: ("-accel", "kvm", "-cpu", "host"),
+    KVM: ("-accel", "kvm", "-cpu", "host", "-smp", "2"),
     # One processor: with two, an SVM guest in the emulated node now and then has its state
     # overwritten. The large translation buffer spares retranslation; cx16 upset kernel 6.12 once.
-    TCG: ("-accel", "tcg,tb-size=512", "-cpu", "max,+svm,-cx16"),
+    TCG: ("-accel", "tcg,tb-size=512", "-cpu", "max,+svm,-cx16", "-smp", "1"),
 }
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from kangaroo.errors import FailedPrecondition, NotFound
-from kangaroo_lab import accelerator, artefacts, leftovers, payload, tree
+from kangaroo_lab import accelerator, artefacts, deployment, leftovers, payload, tree
 from kangaroo_lab import network as net
 from kangaroo_lab.controlplane import ControlPlane
 from kangaroo_lab.daemon import Daemon, stop
@@ -92,14 +93,10 @@ class Lab:
         what its parts raise. A lab that failed to come up is left as it is, for its logs; `down`
         cleans it.
         """
-        with locked(self.directory):
+        with self._locked():
             if self.running() and self.shape.nodes == nodes:
                 return False
-            if self.store.shape is not None or net.exists(net.LAB):
-                raise FailedPrecondition(
-                    f"{self.directory}: a lab is there, but not as asked for",
-                    hint="kangaroo lab status; kangaroo lab down",
-                )
+            self._require_nothing()
             steps = steps or Steps(_steps(nodes), logs=self.logs)
             self._up(nodes, memory_mib, steps)
             return True
@@ -109,8 +106,10 @@ class Lab:
 
         Works on a lab that is half up. Raises FailedPrecondition naming whatever did not go away.
         """
-        with locked(self.directory):
-            there = self.store.shape is not None or net.exists(net.LAB)
+        with self._locked():
+            # Without a shape nothing was made here: namespaces would be another directory's lab.
+            if self.store.shape is None:
+                return False
             for daemon in reversed(list(self.store.daemons.values())):
                 # A node's disk is thrown away: nothing is lost with its power.
                 stop(daemon, timeout_s=0 if daemon.name.startswith("node") else 5)
@@ -123,7 +122,7 @@ class Lab:
                 raise FailedPrecondition("the lab left behind: " + "; ".join(remaining))
             self.store = Store(self.directory)
             self.store.save()
-            return there
+            return True
 
     def kubectl(
         self,
@@ -143,19 +142,38 @@ class Lab:
     def deploy(self, *, guest: bool = True) -> None:
         """Put this checkout's code, configuration and guest image on the nodes; restart the driver.
 
-        Sandboxes that run keep the code and the image that they started with.
+        Waits for another `deploy`. Sandboxes that run keep the image that they started with.
         """
         image = artefacts.guest_image() if guest else None
-        with tempfile.TemporaryDirectory() as stage:
+        with (
+            locked(self.directory, "deploy.lock", wait=True),
+            tempfile.TemporaryDirectory() as stage,
+        ):
             tree.install_code(Path(stage), host_tools=Path(self.shape.host_tools))
             for node in self.nodes.values():
-                node.copy_to(Path(stage), "/")
+                deployment.deploy_code(node, Path(stage))
                 if image is not None:
-                    _deploy_guest(node, image)
-                restart = (
-                    "systemd-sysusers && systemctl daemon-reload && systemctl restart kangaroo-csi"
-                )
-                node.exec(["sh", "-c", restart], timeout_s=120)
+                    deployment.deploy_guest(node, image)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone, with the state as it is now."""
+        with locked(self.directory):
+            self.store = Store.load(self.directory)
+            yield
+
+    def _require_nothing(self) -> None:
+        if self.store.shape is not None:
+            raise FailedPrecondition(
+                f"{self.directory}: a lab is there, but not as asked for",
+                hint="kangaroo lab status; kangaroo lab down",
+            )
+        if net.exists(net.LAB) or net.exists(net.NAS):
+            raise FailedPrecondition(
+                f"the network namespace {net.LAB} or {net.NAS} exists, but no lab is in"
+                f" {self.directory}",
+                hint="a machine has one lab: take down the other, or delete the namespaces",
+            )
 
     def _node(self, index: int) -> Node:
         return Node(
@@ -238,15 +256,6 @@ class Lab:
             self.kubectl(*wait, timeout_s=NODE_READY_TIMEOUT_S + 30)
         account = ["serviceaccount/default", "--namespace=default", "--timeout=60s"]
         self.kubectl("wait", "--for=create", *account)
-
-
-def _deploy_guest(node: Node, image: Path) -> None:
-    place = f"/var/lib/kangaroo/images/{image.name}"
-    if node.exec(["test", "-e", f"{place}/manifest.json"], check=False).status != 0:
-        node.copy_to(image, place)
-    # A rename, so that a sandbox that starts now finds the one or the other.
-    link = "/var/lib/kangaroo/guest"
-    node.exec(["sh", "-c", f"ln -sfn {place} {link}.new && mv -T {link}.new {link}"])
 
 
 def _steps(nodes: int) -> list[str]:

@@ -76,6 +76,8 @@ def create(network: Network) -> None:
     _ip("-n", LAB, "link", "add", BRIDGE, "type", "bridge")
     _ip("-n", LAB, "address", "add", f"{network.gateway}/{network.prefix}", "dev", BRIDGE)
     _ip("-n", LAB, "link", "set", BRIDGE, "up")
+    # From one node's pods to another's the way leads through the bridge's own address.
+    run_sync(inside(LAB, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1"), timeout_s=_TIMEOUT_S)
     _ip("-n", LAB, "link", "add", "nas", "type", "veth", "peer", "name", "eth0", "netns", NAS)
     _ip("-n", LAB, "link", "set", "nas", "master", BRIDGE, "up")
     _ip("-n", NAS, "address", "add", f"{network.nas}/{network.prefix}", "dev", "eth0")

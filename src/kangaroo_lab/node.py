@@ -146,7 +146,7 @@ class Node:
         kernel = "console=ttyS0 root=/dev/vda rw net.ifnames=0 mitigations=off"
         wants = f"systemd.show_status=false systemd.wants={UNIT}.service"
         return [
-            *("qemu-system-x86_64", "-name", self.name, "-M", "q35", "-smp", "1"),
+            *("qemu-system-x86_64", "-name", self.name, "-M", "q35"),
             *(*accelerator.ARGUMENTS[accel], "-m", str(memory_mib)),
             *("-nodefaults", "-display", "none", "-no-reboot", "-rtc", "base=utc"),
             *("-kernel", str(root / "vmlinuz"), "-initrd", str(root / "initrd.img")),

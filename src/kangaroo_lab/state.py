@@ -93,12 +93,14 @@ class Store:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the lab's lock. Raises FailedPrecondition when another command holds it."""
+def locked(directory: Path, name: str = "lock", *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock of the lab. Raises FailedPrecondition when another command holds it, unless
+    `wait`.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as handle:
+    with (directory / name).open("w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise FailedPrecondition(
                 f"{directory}: another command is changing this lab"

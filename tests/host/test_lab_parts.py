@@ -75,6 +75,11 @@ def test_pods_are_routed_by_their_node(network: Network) -> None:
         assert "default" not in routes(namespace)
 
 
+def test_packets_pass_between_nodes(network: Network) -> None:
+    switch = Path("/proc/sys/net/ipv4/ip_forward")
+    assert run_in(f"/run/netns/{net.LAB}", switch.read_text).strip() == "1"
+
+
 def test_removing_twice_is_fine(network: Network) -> None:
     net.remove()
     net.remove()
