@@ -13,7 +13,7 @@ from kangaroo.errors import FailedPrecondition
 from kangaroo.linux import mount, mountinfo
 from kangaroo.nas.placeholder import is_placeholder
 from kangaroo.runtime import recovery, state
-from kangaroo.runtime.passthrough import unmount
+from kangaroo.runtime.node_mounts import NodeMounts
 from kangaroo.runtime.placeholder import RECORD_NAME, put_placeholder, read_record
 from kangaroo.runtime.state import PlaceholderState, SandboxState, VolumeState
 
@@ -70,19 +70,19 @@ def test_a_placeholder_without_its_record_is_refused(target: Path) -> None:
 
 def test_unmount(target: Path) -> None:
     mount.mount("none", target, "tmpfs")
-    asyncio.run(unmount(str(target), timeout_s=10))
+    asyncio.run(NodeMounts(unmount_timeout_s=10).unmount(str(target)))
     assert mounted(target) is None
 
 
 def test_a_busy_mount_is_detached(target: Path) -> None:
     mount.mount("none", target, "tmpfs")
     with (target / "open").open("w"):
-        asyncio.run(unmount(str(target), timeout_s=10))
+        asyncio.run(NodeMounts(unmount_timeout_s=10).unmount(str(target)))
         assert mounted(target) is None
 
 
 def test_nothing_mounted_is_fine(target: Path) -> None:
-    asyncio.run(unmount(str(target), timeout_s=10))
+    asyncio.run(NodeMounts(unmount_timeout_s=10).unmount(str(target)))
 
 
 def test_recovery_puts_the_placeholder_that_a_crash_left_out(target: Path, tmp_path: Path) -> None:

@@ -17,14 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kangaroo.errors import CommandFailed, DeadlineExceeded, MountFailed, Unsupported
-from kangaroo.linux import mountinfo
-from kangaroo.linux.process import run
+from kangaroo.errors import MountFailed, Unsupported
+from kangaroo.linux.mountinfo import MountEntry
 from kangaroo.nas.guest_mount import GuestMount, from_mount
 from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.runtime.agent_client import AgentClient
+from kangaroo.runtime.node_mounts import NodeMounts
 from kangaroo.runtime.oci import Bind, NasBind
-from kangaroo.runtime.placeholder import put_placeholder, read_record
 from kangaroo.runtime.state import (
     PlaceholderState,
     SandboxState,
@@ -71,7 +70,7 @@ class Passthrough:
         state: Callable[[], SandboxState],
         save: Callable[[SandboxState], None],
         mount_timeout_s: float,
-        unmount_timeout_s: float,
+        node: NodeMounts,
     ) -> None:
         self._policy = policy
         self._pod = pod
@@ -79,7 +78,7 @@ class Passthrough:
         self._state = state
         self._save = save
         self._mount_timeout_s = mount_timeout_s
-        self._unmount_timeout_s = unmount_timeout_s
+        self._node = node
         self._mounted: set[str] = set()
         self._lock = asyncio.Lock()
 
@@ -93,7 +92,7 @@ class Passthrough:
         FailedPrecondition when a placeholder has lost its record.
         """
         async with self._lock:
-            mounts = PodMounts(str(self._pod.pod_directory), mountinfo.read())
+            mounts = PodMounts(str(self._pod.pod_directory), self._node.table())
             origins = [(bind.index, mounts.origin(bind)) for bind in binds]
             volumes: dict[str, str | None] = {}
             placed = {}
@@ -115,7 +114,7 @@ class Passthrough:
             return await self._from_placeholder(origin.volume)
         return await self._from_node(mounts, origin.volume)
 
-    async def _from_node(self, mounts: PodMounts, volume: mountinfo.MountEntry) -> str | None:
+    async def _from_node(self, mounts: PodMounts, volume: MountEntry) -> str | None:
         if not self._policy.enabled:
             return None
         try:
@@ -163,44 +162,27 @@ class Passthrough:
         )
 
     async def _take_from_node(
-        self, mounts: PodMounts, volume: mountinfo.MountEntry, record: VolumeState
+        self, mounts: PodMounts, volume: MountEntry, record: VolumeState
     ) -> None:
         """Record the volume, unmount it on the node, and put the placeholder there."""
         path = volume.mount_point
         unfinished = PlaceholderState(path=path, device="", volume_id=record.volume_id)
         self._save(self._state().with_volume(record).with_placeholder(unfinished))
         for mount_point in mounts.mount_points(volume):
-            await unmount(mount_point, timeout_s=self._unmount_timeout_s)
-        self._save(self._state().with_placeholder(put_placeholder(path, record)))
+            await self._node.unmount(mount_point)
+        self._save(self._state().with_placeholder(self._node.put_placeholder(path, record)))
         _LOG.info("NAS volume taken from the node volume=%s path=%s", record.volume_id, path)
 
-    async def _from_placeholder(self, placeholder: mountinfo.MountEntry) -> str:
+    async def _from_placeholder(self, placeholder: MountEntry) -> str:
         path = placeholder.mount_point
         for known in self._state().placeholders:
             if known.path == path and known.device == placeholder.device:
                 return known.volume_id
         # Another sandbox of this pod took the volume. Its guest is gone; ours mounts it anew.
-        recorded = read_record(path)
+        recorded = self._node.read_record(path)
         guest_mount = from_mount(mount_entry(recorded), guest_address=self._pod.guest_address)
         await self._mount_in_guest(guest_mount)
         record = dataclasses.replace(recorded, volume_id=guest_mount.volume_id)
         standing = PlaceholderState(path, placeholder.device, record.volume_id)
         self._save(self._state().with_volume(record).with_placeholder(standing))
         return record.volume_id
-
-
-async def unmount(path: str, *, timeout_s: float) -> None:
-    """Unmount `path` on the node in bounded time; detach it when it is busy or its server is dead.
-
-    No helper program: mount.nfs would talk to the server. Raises CommandFailed when even detaching
-    fails.
-    """
-    plain = ("umount", "--no-canonicalize", "--internal-only", path)
-    try:
-        await run(plain, timeout_s=timeout_s)
-        return
-    except (CommandFailed, DeadlineExceeded) as error:
-        if mountinfo.at(path, mountinfo.read()) is None:
-            return
-        _LOG.warning("unmount failed, detaching path=%s error=%s", path, error)
-    await run((*plain[:-1], "--lazy", path), timeout_s=timeout_s)

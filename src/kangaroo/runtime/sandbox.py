@@ -22,6 +22,7 @@ from kangaroo.runtime import admission, oci, port_forward, recovery
 from kangaroo.runtime.agent_client import AgentClient
 from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.host_side import HostSide, Placement
+from kangaroo.runtime.node_mounts import NodeMounts
 from kangaroo.runtime.passthrough import Passthrough, PodVolumes
 from kangaroo.runtime.shared_dir import RootfsMount
 from kangaroo.runtime.sizing import machine_size
@@ -318,7 +319,7 @@ def _passthrough(
         state=lambda: host.state,
         save=host.save,
         mount_timeout_s=config.nas_mount_timeout_s,
-        unmount_timeout_s=config.unmount_timeout_s,
+        node=NodeMounts(unmount_timeout_s=config.unmount_timeout_s),
     )
 
 

@@ -1,0 +1,51 @@
+"""What passthrough does to the node's mount table: read, unmount in bounded time, placeholders."""
+
+from __future__ import annotations
+
+import logging
+
+from kangaroo.errors import CommandFailed, DeadlineExceeded
+from kangaroo.linux import mountinfo
+from kangaroo.linux.mountinfo import MountEntry
+from kangaroo.linux.process import run
+from kangaroo.runtime import placeholder
+from kangaroo.runtime.state import PlaceholderState, VolumeState
+
+_LOG = logging.getLogger(__name__)
+
+
+class NodeMounts:
+    """The node's mounts. Nothing here waits for a server that may be dead: what could, unmounting,
+    is done by a child process with a deadline.
+    """
+
+    def __init__(self, *, unmount_timeout_s: float) -> None:
+        self._unmount_timeout_s = unmount_timeout_s
+
+    def table(self) -> tuple[MountEntry, ...]:
+        """The mount table now."""
+        return mountinfo.read()
+
+    async def unmount(self, path: str) -> None:
+        """Unmount `path`; detach it when it is busy or its server is dead. Nothing there is fine.
+
+        No helper program: umount.nfs would talk to the server. Raises CommandFailed or
+        DeadlineExceeded when even detaching fails.
+        """
+        plain = ("umount", "--no-canonicalize", "--internal-only")
+        try:
+            await run((*plain, path), timeout_s=self._unmount_timeout_s)
+            return
+        except (CommandFailed, DeadlineExceeded) as error:
+            if mountinfo.at(path, mountinfo.read()) is None:
+                return
+            _LOG.warning("unmount failed, detaching path=%s error=%s", path, error)
+        await run((*plain, "--lazy", path), timeout_s=self._unmount_timeout_s)
+
+    def put_placeholder(self, path: str, record: VolumeState) -> PlaceholderState:
+        """Mount a placeholder for `record` on `path`; one that stands is left. Raises OSError."""
+        return placeholder.put_placeholder(path, record)
+
+    def read_record(self, path: str) -> VolumeState:
+        """The record in the placeholder at `path`. Raises FailedPrecondition."""
+        return placeholder.read_record(path)
