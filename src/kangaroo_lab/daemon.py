@@ -46,7 +46,11 @@ class Daemon:
 
     def session(self) -> list[int]:
         """The processes of its session that live, itself included; it may itself be gone."""
-        return [pid for pid in _processes() if _in_session(pid, self.pid, self.start_ticks)]
+        leader = _stat(self.pid)
+        # An id is not given out anew while it still names a session: a stranger means all are gone.
+        if leader is not None and int(leader[_STAT_STARTTIME]) != self.start_ticks:
+            return []
+        return [pid for pid in _processes() if _in_session(pid, self.pid)]
 
     def tail(self, lines: int = 15) -> str:
         """The end of its log."""
@@ -131,17 +135,9 @@ def _processes() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
-def _in_session(pid: int, session: int, start_ticks: int) -> bool:
-    # A session id is not given out anew while a member lives, so a member that started no earlier
-    # than the leader is the leader's own.
+def _in_session(pid: int, session: int) -> bool:
     stat = _stat(pid)
-    return (
-        stat is not None
-        and int(stat[_STAT_SESSION]) == session
-        and int(stat[_STAT_STARTTIME]) >= start_ticks
-        and stat[_STAT_STATE] != "Z"
-        and (pid != session or int(stat[_STAT_STARTTIME]) == start_ticks)
-    )
+    return stat is not None and int(stat[_STAT_SESSION]) == session and stat[_STAT_STATE] != "Z"
 
 
 def _stat(pid: int) -> list[str] | None:
