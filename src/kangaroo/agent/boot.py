@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 
+from kangaroo.errors import Unavailable
 from kangaroo.linux.mount import MountFlag, mount
 from kangaroo.wire.agent_protocol import NAS_DIRECTORY, SHARED_DIRECTORY, VIRTIOFS_TAG
 
@@ -68,10 +69,15 @@ def load_modules() -> None:
 
 
 def mount_shared() -> None:
-    """The tree that the host shares by virtio-fs. Left out when there is no such device."""
+    """The tree that the host shares by virtio-fs. Raises Unavailable when no device offers it."""
     os.makedirs(SHARED_DIRECTORY, exist_ok=True)
     os.makedirs(NAS_DIRECTORY, exist_ok=True)
-    mount(VIRTIOFS_TAG, SHARED_DIRECTORY, "virtiofs", MountFlag.NODEV)
+    try:
+        mount(VIRTIOFS_TAG, SHARED_DIRECTORY, "virtiofs", MountFlag.NODEV)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise Unavailable(f"no virtio-fs device offers the tag {VIRTIOFS_TAG!r}") from error
 
 
 def command_line(path: str = "/proc/cmdline") -> dict[str, str]:

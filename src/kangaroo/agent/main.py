@@ -14,6 +14,7 @@ from kangaroo.agent.control import Control, handlers_of
 from kangaroo.agent.loop import Loop
 from kangaroo.agent.service import Service
 from kangaroo.agent.stdio import Dial
+from kangaroo.errors import InvalidRequest, KangarooError
 from kangaroo.wire.agent_protocol import DEBUG_KEY, PORT_KEY
 
 _CID_HOST = 2
@@ -35,7 +36,9 @@ def main() -> None:
         boot.load_modules()
         boot.enable_controllers()
         boot.mount_shared()
-        serve(_dialer(int(parameters[PORT_KEY])))
+        serve(_dialer(_port(parameters)))
+    except KangarooError as error:
+        log.info("cannot serve", error=error)
     except BaseException as error:
         log.exception("the agent failed", error)
     _power_off()
@@ -72,6 +75,13 @@ def serve(dial: Dial) -> None:
     control = Control(loop, dial(), handlers_of(service), on_closed)
     log.info("ready", monotonic_ms=time.monotonic_ns() // 1_000_000)
     loop.run()
+
+
+def _port(parameters: dict[str, str]) -> int:
+    try:
+        return int(parameters[PORT_KEY])
+    except (KeyError, ValueError) as error:
+        raise InvalidRequest(PORT_KEY, "the kernel command line names no port") from error
 
 
 def _dialer(port: int) -> Dial:
