@@ -190,11 +190,12 @@ def test_a_container_without_its_sandbox_is_refused(shim: Shim) -> None:
     assert not shim.state.exists()
 
 
-def test_start_imports_little(shim: Shim) -> None:
-    """Budget: `start` must not load what only the daemon needs."""
+@pytest.mark.parametrize("command", ["start", "delete"])
+def test_what_containerd_waits_for_imports_little(command: str) -> None:
     code = (
-        f"import sys; sys.path[:0] = [{str(SOURCE)!r}]; import kangaroo.runtime.start\n"
-        "heavy = {'asyncio', 'dataclasses', 'google', 'logging', 'pathlib', 'subprocess'}\n"
+        f"import sys; sys.path[:0] = [{str(SOURCE)!r}]\n"
+        f"import kangaroo.runtime.shim, kangaroo.runtime.{command}\n"
+        "heavy = {'asyncio', 'dataclasses', 'google', 'logging', 'pathlib', 'typing'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -9,22 +9,17 @@ and only what no shim looks after is cleaned up here.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import select
-import signal
 import sys
 import time
-from typing import NoReturn
 
-from kangaroo.errors import KangarooError
 from kangaroo.runtime import paths
 from kangaroo.runtime.options import ShimOptions
-from kangaroo.runtime.spec_read import MEMBER, Grouping, check_id, grouping, read_spec
 from kangaroo.wire.protobuf import encode_bytes, encode_int
 
-KILLED = 128 + signal.SIGKILL
+KILLED = 128 + 9
 _LOG_TAIL_BYTES = 2000
 _BUDGET_S = 3.5  # containerd gives `delete` 5 s, and starts several at once
 _FLUSH_TIMEOUT_S = 90.0  # the agent gives up after 60 s
@@ -36,11 +31,10 @@ def delete(options: ShimOptions) -> bytes:
     """
     deadline = _process_start() + _BUDGET_S
     bundle = options.bundle or os.getcwd()
-    group = _group(bundle, options.sandbox_id)
-    directory = f"{paths.state_root(options.config)}/{group.sandbox_id}"
+    directory = _sandbox_directory(bundle, options)
     # A container of a pod leaves the cleanup to its sandbox: containerd deletes that one too.
-    if not _served(directory, group.kind, deadline) and group.kind != MEMBER:
-        _clean_up(directory, deadline)
+    if os.path.basename(directory) == options.sandbox_id and os.path.isdir(directory):
+        _end(directory, deadline)
     _unmount(f"{bundle}/rootfs")
     return response(pid=0, status=KILLED, exited_at_ns=time.time_ns())
 
@@ -64,27 +58,28 @@ def _process_start() -> float:
     return time.monotonic() - age_s
 
 
-def _group(bundle: str, container_id: str) -> Grouping:
-    """The bundle's group. One whose config.json is gone can only be a sandbox's own, by its id."""
+def _sandbox_directory(bundle: str, options: ShimOptions) -> str:
+    """The state directory of the bundle's sandbox: where `start` put the shim's socket."""
     try:
-        return grouping(read_spec(bundle), container_id)
-    except KangarooError:
-        return Grouping("", check_id(container_id))
+        with open(f"{bundle}/address") as file:
+            return os.path.dirname(file.read().strip().removeprefix(paths.ADDRESS_SCHEME))
+    except FileNotFoundError:  # `start` failed early
+        return f"{paths.state_root(options.config)}/{paths.check_id(options.sandbox_id)}"
 
 
-def _served(directory: str, kind: str, deadline: float) -> bool:
-    """Whether a shim lives that looks after the directory; for a whole sandbox, after asking it to
-    end.
-    """
+def _end(directory: str, deadline: float) -> None:
+    """Ask a living shim to end, which it does durably; clean up what no shim looks after."""
     daemon = _open_daemon(directory)
     if daemon is None:
-        return False
+        _clean_up(directory, deadline)
+        return
+    from signal import SIGTERM, pidfd_send_signal
+
     try:
-        if kind == MEMBER:
-            return True
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(daemon, signal.SIGTERM)
-        return not _ended(daemon, deadline - time.monotonic())
+        pidfd_send_signal(daemon, SIGTERM)
+        _ended(daemon, deadline - time.monotonic())
+    except ProcessLookupError:
+        pass
     finally:
         os.close(daemon)
 
@@ -126,8 +121,6 @@ def _clean_up(directory: str, deadline: float) -> None:
     containerd waits; the cleaner goes on then. It holds a lock on the directory: a second one ends
     at once, and `start` refuses.
     """
-    if not os.path.isdir(directory):
-        return
     _show_log(f"{directory}/{paths.LOG_NAME}")
     sys.stderr.flush()
     cleaner = os.fork()
@@ -139,7 +132,7 @@ def _clean_up(directory: str, deadline: float) -> None:
     os.close(descriptor)
 
 
-def _run_cleaner(directory: str) -> NoReturn:
+def _run_cleaner(directory: str) -> None:
     """The child's whole life. containerd waits for its pipes, so it keeps none of them."""
     status = 1
     try:
@@ -157,15 +150,21 @@ def _run_cleaner(directory: str) -> NoReturn:
         status = 0
     except BlockingIOError:
         status = 0  # another one is at it
+    except BaseException as error:
+        sys.stderr.write(f"cleanup failed: {error!r}\n")
+        sys.stderr.flush()
     finally:
         os._exit(status)
 
 
 def _show_log(path: str) -> None:
     """A shim that died took its words along; containerd logs what `delete` says."""
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as log:
-        tail = log.read()[-_LOG_TAIL_BYTES:]
-        sys.stderr.write(f"the shim's last words: {tail.decode(errors='replace')}\n")
+    try:
+        with open(path, "rb") as log:
+            tail = log.read()[-_LOG_TAIL_BYTES:]
+    except FileNotFoundError:
+        return
+    sys.stderr.write(f"the shim's last words: {tail.decode(errors='replace')}\n")
 
 
 def _unmount(path: str) -> None:

@@ -7,8 +7,6 @@ argparse would cost `start` more time than everything else it does.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from kangaroo.errors import InvalidRequest
 from kangaroo.wire.errors import RemoteProtocolError
 from kangaroo.wire.protobuf import as_bytes, as_string, fields
@@ -21,47 +19,45 @@ _VALUES = {
     "address": "address",
     "publish-binary": "publish_binary",
     "bundle": "bundle",
-    "socket": "socket",
     "config": "config",
 }
 _SWITCHES = {"debug": "debug", "v": "version", "info": "info"}
 _RUNTIME_OPTIONS_TYPE = "runtimeoptions.v1.Options"
 
 
-class ShimOptions(NamedTuple):
+class ShimOptions:
     """What the shim was asked to do. `command` is "start", "delete", "daemon" or "" for none."""
 
-    command: str = ""
-    sandbox_id: str = ""
-    namespace: str = ""
-    address: str = ""
-    publish_binary: str = ""
-    bundle: str = ""
-    socket: str = ""
-    config: str = DEFAULT_CONFIG_PATH
-    debug: bool = False
-    version: bool = False
-    info: bool = False
+    command = ""
+    sandbox_id = ""
+    namespace = ""
+    address = ""
+    publish_binary = ""
+    bundle = ""
+    config = DEFAULT_CONFIG_PATH
+    debug = False
+    version = False
+    info = False
 
 
 def parse(arguments: list[str]) -> ShimOptions:
     """Read the arguments behind the program's name. Raises InvalidRequest naming the flag."""
-    values: dict[str, str | bool] = {}
+    options = ShimOptions()
     words = iter(arguments)
     for word in words:
         if not word.startswith("-"):
-            if "command" in values:
+            if options.command:
                 raise InvalidRequest(word, "a second command")
-            values["command"] = word
+            options.command = word
             continue
         name, assigned, value = word.lstrip("-").partition("=")
         if name in _SWITCHES:
-            values[_SWITCHES[name]] = not assigned or value == "true"
+            setattr(options, _SWITCHES[name], not assigned or value == "true")
         elif name in _VALUES:
-            values[_VALUES[name]] = value if assigned else next(words, "")
+            setattr(options, _VALUES[name], value if assigned else next(words, ""))
         else:
             raise InvalidRequest(word, "not a flag of this shim")
-    return ShimOptions(**values)  # type: ignore[arg-type]
+    return options
 
 
 def config_path(task_options: bytes) -> str | None:

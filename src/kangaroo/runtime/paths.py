@@ -6,10 +6,15 @@ configuration's parser unless the file mentions `state_root`.
 
 from __future__ import annotations
 
+from kangaroo.errors import InvalidRequest
+
 STATE_ROOT = "/run/kangaroo/sandboxes"
 SOCKET_NAME = "shim.sock"
 LOG_NAME = "shim.log"
 PID_NAME = "shim.pid"
+ADDRESS_SCHEME = "unix://"
+
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
 def state_root(config: str) -> str:
@@ -28,3 +33,10 @@ def state_root(config: str) -> str:
     from kangaroo.runtime.config import load
 
     return str(load(Path(config)).state_root)
+
+
+def check_id(name: str) -> str:
+    """Return an id that is safe as one path component. Raises InvalidRequest otherwise."""
+    if not name or len(name) > 76 or name[0] in ".-" or not _ID_CHARACTERS.issuperset(name):
+        raise InvalidRequest("id", f"{name!r} is not a valid container id")
+    return name

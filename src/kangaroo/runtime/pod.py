@@ -30,9 +30,10 @@ from kangaroo.errors import (
 from kangaroo.runtime.agent_client import AgentClient
 from kangaroo.runtime.background import Background
 from kangaroo.runtime.oci import guest_process, guest_resources
+from kangaroo.runtime.paths import check_id
 from kangaroo.runtime.process import Container, Exit, Process, ProcessState
 from kangaroo.runtime.shared_dir import RootfsMount
-from kangaroo.runtime.spec_read import MEMBER, POD, check_id, grouping, read_spec
+from kangaroo.runtime.spec_read import MEMBER, POD, grouping, read_spec
 from kangaroo.runtime.stdio import ProcessIo, StdioPaths
 from kangaroo.runtime.streams import StreamHub, StreamSet
 from kangaroo.wire.gen import task_events_pb2 as task_events
@@ -294,12 +295,12 @@ class Pod:
 
     async def _create(self, options: CreateOptions) -> Container:
         spec = read_spec(str(options.bundle))
-        group = grouping(spec, options.container_id)
+        kind, _ = grouping(spec, options.container_id)
         process = Process(options.container_id, "", options.paths)
-        container = Container(options.container_id, options.bundle, process, group.kind == POD)
+        container = Container(options.container_id, options.bundle, process, kind == POD)
         if self._ending is not None:
             raise FailedPrecondition(f"cannot create {process.name}: the sandbox is ending")
-        if group.kind != MEMBER:
+        if kind != MEMBER:
             await self._boot_sandbox(options, spec)
         sandbox = self._require_sandbox()
         process.pid = sandbox.pid
@@ -307,7 +308,7 @@ class Pod:
             try:
                 await self._create_in_guest(sandbox, options, spec, process)
             except BaseException:
-                if group.kind != MEMBER:
+                if kind != MEMBER:
                     await self.ended()
                 raise
         return container

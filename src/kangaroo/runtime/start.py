@@ -28,17 +28,18 @@ def start(options: ShimOptions, task_options: bytes) -> str:
     A repeat finds the living shim and returns its address. Raises FailedPrecondition when a
     container's sandbox does not run, OSError when the state directory or the socket cannot be made.
     """
-    group = grouping(read_spec("."), options.sandbox_id)
+    kind, sandbox_id = grouping(read_spec("."), options.sandbox_id)
     config = _config(options, task_options)
-    directory = f"{paths.state_root(config)}/{group.sandbox_id}"
+    directory = f"{paths.state_root(config)}/{sandbox_id}"
     path = f"{directory}/{paths.SOCKET_NAME}"
     if not _answers(path):
-        if group.kind == MEMBER:
+        if kind == MEMBER:
             raise FailedPrecondition(
-                f"container {options.sandbox_id}: its sandbox {group.sandbox_id} is not running"
+                f"container {options.sandbox_id}: its sandbox {sandbox_id} is not running"
             )
-        _launch(options._replace(sandbox_id=group.sandbox_id, config=config), directory, path)
-    address = f"unix://{path}"
+        options.sandbox_id, options.config = sandbox_id, config
+        _launch(options, directory, path)
+    address = f"{paths.ADDRESS_SCHEME}{path}"
     _write_address(address)
     return address
 

@@ -6,9 +6,11 @@ import protobuf. See https://protobuf.dev/programming-guides/encoding/.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from kangaroo.wire.errors import RemoteProtocolError
+
+TYPE_CHECKING = False  # the shim's `start` and `delete` cannot afford typing
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 VARINT = 0
 FIXED64 = 1
