@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 EXAMPLE = "deploy-nas-csi"
 EXAMPLE_APP = "busybox"
+EXAMPLE_REPLICAS = 2
 VIRTIOFS = Variant("deploy-nas-csi-virtiofs", "runv", passthrough=False)
 RUNC = Variant("deploy-nas-csi-runc", None, passthrough=False)
 
@@ -106,7 +107,7 @@ class Demo:
         """The manifest as it stands, its two pods, and the file that both and the NAS see."""
         self._say(f"applying {self.options.manifest.name}, waiting for the rollout")
         self.lab.apply(text)
-        pods = rollout.wait(self.lab, EXAMPLE, app=EXAMPLE_APP)
+        pods = rollout.wait(self.lab, EXAMPLE, app=EXAMPLE_APP, replicas=EXAMPLE_REPLICAS)
         facts = self._observe(pods)
         self._show("With the annotation: passthrough", facts, evidence.passthrough_checks)
         content = f"written by {pods[0].name} at {int(time.time())}"
@@ -151,7 +152,7 @@ class Demo:
     def finish(self, text: str) -> None:
         """Leave the example running with `keep`, nothing of it otherwise."""
         if self.options.keep:
-            rollout.scale(self.lab, EXAMPLE, app=EXAMPLE_APP, replicas=2)
+            rollout.scale(self.lab, EXAMPLE, app=EXAMPLE_APP, replicas=EXAMPLE_REPLICAS)
             return
         self._say("removing the example")
         self.lab.kubectl("delete", "-f", "-", "--timeout=240s", input=text, timeout_s=300)

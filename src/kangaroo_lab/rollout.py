@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
 # An emulated node starts a sandbox in tens of seconds; two at a time on one vCPU take longer.
-ROLLOUT_TIMEOUT_S = 600.0
-REMOVAL_TIMEOUT_S = 300.0
+ROLLOUT_TIMEOUT_S = 900.0
+REMOVAL_TIMEOUT_S = 420.0
 
 Say = Callable[[str], None]
 
@@ -55,15 +55,18 @@ def wait(
     deployment: str,
     *,
     app: str,
+    replicas: int = 1,
     timeout_s: float = ROLLOUT_TIMEOUT_S,
 ) -> tuple[Pod, ...]:
-    """Watch until every replica is ready; its pods then. Raises RolloutFailed with the pods'
+    """Watch until so many replicas are ready; the pods then. Raises RolloutFailed with their
     description.
+
+    Not `kubectl rollout status`: that gives up at the Deployment's own progress deadline.
     """
     done = lab.kubectl(
-        "rollout",
-        "status",
+        "wait",
         f"deployment/{deployment}",
+        f"--for=jsonpath={{.status.readyReplicas}}={replicas}",
         f"--timeout={int(timeout_s)}s",
         timeout_s=timeout_s + 30,
         check=False,
@@ -81,7 +84,7 @@ def scale(lab: Lab, deployment: str, *, app: str, replicas: int) -> tuple[Pod, .
     if replicas == 0:
         await_gone(lab, app)
         return ()
-    running = wait(lab, deployment, app=app)
+    running = wait(lab, deployment, app=app, replicas=replicas)
     if len(running) > replicas or len(before) > replicas:
         await_count(lab, app, replicas)
     return pods(lab, app)

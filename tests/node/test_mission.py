@@ -70,7 +70,7 @@ def test_rolls_out_scales_and_goes_three_times(lab: Lab, manifest: str) -> None:
     written: dict[str, str] = {}
     for number in range(ROUNDS):
         lab.apply(manifest)
-        pods = rollout.wait(lab, EXAMPLE, app=EXAMPLE_APP)
+        pods = rollout.wait(lab, EXAMPLE, app=EXAMPLE_APP, replicas=2)
         assert len(pods) == 2
         for pod in pods:
             judged = evidence.passthrough_checks(evidence.observe(lab, pod))

@@ -97,7 +97,7 @@ def test_a_section_prints_facts_as_they_are() -> None:
 def test_a_rollout_that_fails_carries_what_the_cluster_says() -> None:
     lab = fake(
         {
-            "rollout": Completed("waiting\n", "error: timed out waiting\n", 1),
+            "wait": Completed("", "error: timed out waiting\n", 1),
             "describe": Completed("Warning  FailedMount  no such export\n", "", 0),
             "get": Completed("LAST SEEN  REASON\n1s  FailedMount\n", "", 0),
         }
