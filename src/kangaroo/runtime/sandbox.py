@@ -7,6 +7,7 @@ The shim calls this; what the Task API needs beyond (processes, events, stdio re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -205,27 +206,37 @@ class Sandbox:
         return placements
 
     async def _end(self) -> None:
-        config = self._host.config
+        try:
+            await self._flush()
+            # The guest may be gone before its answer has left.
+            with contextlib.suppress(KangarooError):
+                await self.agent.power_off()
+            await self._machine.finish(grace_s=self._host.config.power_off_timeout_s)
+            await self.agent.aclose()
+        finally:
+            await self._host.release()
+        _LOG.info("sandbox gone sandbox=%s", self.id)
+
+    async def _flush(self) -> None:
+        """Have the guest write its NAS volumes back; say by volume what could not be."""
         try:
             await self._machine.resume()
-            flushed = await self.agent.shutdown(timeout_s=config.shutdown_timeout_s)
-            for volume in flushed:
-                if not volume.flushed:
-                    _LOG.error(
-                        "NAS volume not flushed sandbox=%s volume=%s error=%s",
-                        self.id,
-                        volume.volume_id,
-                        volume.error,
-                    )
-            await self.agent.power_off()
+            flushed = await self.agent.shutdown(timeout_s=self._host.config.shutdown_timeout_s)
         except KangarooError as error:
-            if self._machine.running:
-                volumes = ",".join(volume.source for volume in self._host.state.volumes) or "none"
-                _LOG.error("guest does not shut down volumes=%s error=%s", volumes, error)
-        await self._machine.finish(grace_s=config.power_off_timeout_s)
-        await self.agent.aclose()
-        await self._host.release()
-        _LOG.info("sandbox gone sandbox=%s", self.id)
+            volumes = ",".join(volume.source for volume in self._host.state.volumes) or "none"
+            _LOG.error(
+                "guest did not flush sandbox=%s volumes=%s error=%s", self.id, volumes, error
+            )
+            return
+        sources = {volume.volume_id: volume.source for volume in self._host.state.volumes}
+        for volume in flushed:
+            if not volume.flushed:
+                _LOG.error(
+                    "NAS volume not flushed sandbox=%s source=%s error=%s",
+                    self.id,
+                    sources.get(volume.volume_id, "unknown"),
+                    volume.error,
+                )
 
 
 def _plan(
