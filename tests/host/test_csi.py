@@ -22,11 +22,6 @@ from kangaroo.nas import placeholder
 from kangaroo.wire.gen import csi_pb2 as csi
 from kangaroo.wire.gen import csi_pb2_grpc, registration_pb2, registration_pb2_grpc
 
-pytestmark = [
-    pytest.mark.host,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount"),
-]
-
 Code = grpc.StatusCode
 ATTRIBUTES = {"server": "192.0.2.1", "path": "/csi", "csi.storage.k8s.io/pod.name": "p"}
 WRITER = csi.VolumeCapability.AccessMode.MULTI_NODE_MULTI_WRITER

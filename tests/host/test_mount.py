@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +13,6 @@ import pytest
 from kangaroo.linux import mount, mountinfo
 from kangaroo.linux.mount import MountFlag, UmountFlag
 from kangaroo.nas import placeholder
-
-pytestmark = [
-    pytest.mark.host,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount"),
-]
 
 CLONE_NEWNS = 0x00020000
 

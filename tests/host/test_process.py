@@ -14,8 +14,6 @@ import pytest
 from kangaroo.errors import CommandFailed, DeadlineExceeded
 from kangaroo.linux import process
 
-pytestmark = pytest.mark.host
-
 
 def run_async(*argv: str, timeout_s: float = 10, stdin: str | None = None) -> str:
     return asyncio.run(process.run(argv, timeout_s=timeout_s, input=stdin))

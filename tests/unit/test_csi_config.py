@@ -10,8 +10,6 @@ from kangaroo.csi import config
 from kangaroo.csi.config import Config
 from kangaroo.errors import InvalidRequest
 
-pytestmark = pytest.mark.unit
-
 
 def load(directory: Path, text: str) -> Config:
     path = directory / "csi.toml"

@@ -12,8 +12,6 @@ from kangaroo.csi import mount_errors
 from kangaroo.csi.errors_map import code_of
 from kangaroo.nas import volume
 
-pytestmark = pytest.mark.unit
-
 VOLUME = volume.parse({"server": "192.0.2.1", "path": "/csi", "options": "nolock"})
 Code = grpc.StatusCode
 

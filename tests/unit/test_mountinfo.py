@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from kangaroo.linux import mountinfo
 from kangaroo.linux.mountinfo import MountEntry
 
-pytestmark = pytest.mark.unit
-
 TABLE = r"""26 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw,discard
 27 26 0:22 / /proc rw,nosuid,nodev,noexec,relatime shared:13 - proc proc rw
 40 26 0:45 / /var/lib/kubelet/pods/u\040id/mount rw,relatime shared:200 master:3 - nfs4 \

@@ -10,8 +10,6 @@ from kangaroo.errors import InvalidRequest, Unsupported
 from kangaroo.linux import mountinfo
 from kangaroo.nas.guest_mount import GuestMount, from_mount, split_source
 
-pytestmark = pytest.mark.unit
-
 # As Linux 6.12 shows them.
 V3 = (
     "rw,vers=3,rsize=1048576,wsize=1048576,namlen=255,hard,nolock,noresvport,proto=tcp,timeo=600,"

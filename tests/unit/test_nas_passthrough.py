@@ -14,8 +14,6 @@ from kangaroo.nas.passthrough import (
 )
 from kangaroo.nas.placeholder import PLACEHOLDER_SOURCE, is_placeholder
 
-pytestmark = pytest.mark.unit
-
 
 def test_off_by_default() -> None:
     assert policy({}) == PassthroughPolicy(enabled=False, fallback_virtiofs=False)

@@ -10,8 +10,6 @@ from kangaroo.errors import InvalidRequest
 from kangaroo.nas import volume
 from kangaroo.nas.volume import NasVolume
 
-pytestmark = pytest.mark.unit
-
 
 def parse(*mount_options: str, read_only: bool = False, **attributes: str) -> NasVolume:
     defaults = {"server": "192.0.2.1", "path": "/csi"}
