@@ -29,6 +29,7 @@ PASSTHROUGH: Mapping[str, str] = {ENABLE: "true"}
 TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
 # The lab's NAS serves this directory to nodes only, not to pods.
 NODE_ONLY = "/nodeonly"
+_VOLUME_KINDS = ("PersistentVolume", "PersistentVolumeClaim")
 DRIVER = "nasplugin.csi.alibabacloud.com"
 
 # A shell that ends at once on SIGTERM: PID 1 of a container ignores a signal that it has no
@@ -124,7 +125,16 @@ class Space:
         return self.lab.control_plane.kubectl("--namespace", self.name, *args)
 
     def apply(self, *documents: Document) -> None:
-        """Apply all at once. A second time is an update."""
+        """Apply all at once, volumes before what may use them. A second time is an update."""
+        volumes = [each for each in documents if each["kind"] in _VOLUME_KINDS]
+        if volumes:
+            self._apply(volumes)
+            # A pod that meets an unbound claim waits for the scheduler's back-off.
+            bound = ["wait", "--for=jsonpath={.status.phase}=Bound", "--timeout=60s"]
+            self.kubectl(*bound, "persistentvolumeclaim", "--all")
+        self._apply([each for each in documents if each["kind"] not in _VOLUME_KINDS])
+
+    def _apply(self, documents: Sequence[Document]) -> None:
         whole = {"apiVersion": "v1", "kind": "List", "items": list(documents)}
         self.kubectl("apply", "-f", "-", stdin=json.dumps(whole))
 

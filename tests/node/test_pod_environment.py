@@ -193,8 +193,9 @@ def test_block_device_is_refused(space: pods.Space, block_device: str) -> None:
     }
     bound["spec"] |= {"volumeMode": "Block", "accessModes": ["ReadWriteOnce"]}
     device = [{"name": "raw", "devicePath": "/dev/raw"}]
-    space.apply(volume, bound)
-    space.apply(pod("raw", container("main", volumeDevices=device), volumes=[pods.claim("raw")]))
+
+    raw = pod("raw", container("main", volumeDevices=device), volumes=[pods.claim("raw")])
+    space.apply(volume, bound, raw)
     waiting.event(space, "raw", "(?i)block device", timeout_s=REFUSED_S + waiting.START_S)
     assert "running" not in space.status("raw", "main")["state"]
     space.delete("raw")
