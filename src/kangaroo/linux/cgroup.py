@@ -6,31 +6,47 @@ import contextlib
 import errno
 import os
 import select
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path("/sys/fs/cgroup")
 
+_Group = TypeVar("_Group", "Scope", Path)
 
-def resolve(cgroups_path: str) -> Path:
-    """The directory below the cgroup root that an OCI `linux.cgroupsPath` names.
 
-    Two forms exist: a plain path, and systemd's `slice:prefix:name`, where a slice `a-b.slice` lies
-    in `a.slice` (man 5 systemd.slice) and the leaf is the scope `prefix-name.scope`.
+@dataclass(frozen=True)
+class Scope:
+    """A systemd scope: the unit `name` in the slice `slice_name` (man 5 systemd.scope)."""
+
+    slice_name: str
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The scope's directory. A slice `a-b.slice` lies in `a.slice` (man 5 systemd.slice)."""
+        return ROOT.joinpath(*_slice_parts(self.slice_name), self.name)
+
+
+def parse(cgroups_path: str) -> Scope | Path:
+    """What an OCI `linux.cgroupsPath` names: systemd's form `slice:prefix:name` is a scope that
+    systemd must make, because it takes controllers away from the parents of a group that it does
+    not know; any other is a directory below the root.
 
     Raises ValueError on a path that would leave the root.
     """
     if cgroups_path.count(":") == 2:
-        relative = _systemd(*cgroups_path.split(":"))
-    else:
-        relative = cgroups_path.strip("/")
+        slice_name, prefix, name = cgroups_path.split(":")
+        scope = Scope(slice_name or "system.slice", f"{prefix}-{name}.scope".removeprefix("-"))
+        return _checked(scope, str(scope.path.relative_to(ROOT)), cgroups_path)
+    relative = cgroups_path.strip("/")
+    return _checked(ROOT / relative, relative, cgroups_path)
+
+
+def _checked(result: _Group, relative: str, cgroups_path: str) -> _Group:
     if not relative or any(part in ("", ".", "..") for part in relative.split("/")):
         raise ValueError(f"cgroup path {cgroups_path!r} is not usable")
-    return ROOT / relative
-
-
-def _systemd(slice_name: str, prefix: str, name: str) -> str:
-    leaf = name if name.endswith(".slice") else "-".join(filter(None, (prefix, name))) + ".scope"
-    return "/".join([*_slice_parts(slice_name or "system.slice"), leaf])
+    return result
 
 
 def _slice_parts(slice_name: str) -> list[str]:

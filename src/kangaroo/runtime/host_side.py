@@ -28,7 +28,7 @@ from kangaroo.runtime.sizing import MachineSize
 from kangaroo.runtime.state import ProcessIdentity, SandboxState
 from kangaroo.runtime.streams import StreamHub
 from kangaroo.vmm.child import Child
-from kangaroo.vmm.confinement import Confinement
+from kangaroo.vmm.confinement import Confinement, NewScope
 from kangaroo.vmm.console import Console
 from kangaroo.vmm.machine import LaunchPaths, Machine, qmp_listener
 from kangaroo.vmm.spec import (
@@ -47,6 +47,7 @@ _LOG = logging.getLogger(__name__)
 
 _VHOST_NET_PATH = "/dev/vhost-net"
 _CGROUP_TIMEOUT_S = 5.0
+_SCOPE_TIMEOUT_S = 30.0
 _VIRTIOFSD_GRACE_S = 5.0
 
 
@@ -60,6 +61,31 @@ class Placement:
     cgroups_path: str | None
     pod_uid: str | None
     kernel_parameters: tuple[str, ...] = ()
+
+
+def _first_confinement(group: cgroup.Scope | Path, ready_fd: int) -> Confinement:
+    """How the first process gets into the group: it makes the scope, or joins what we make."""
+    if isinstance(group, Path):
+        cgroup.create(group)
+        return Confinement(cgroup=group)
+    return Confinement(new_scope=NewScope(group.slice_name, group.name, ready_fd))
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    stack.callback(os.close, reader)
+    stack.callback(os.close, writer)
+    return reader, writer
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
 
 
 class HostSide:
@@ -90,16 +116,21 @@ class HostSide:
         Raises FailedPrecondition, CommandFailed, DeadlineExceeded, OSError.
         """
         self.paths.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._cgroup = self._make_cgroup()
+        group = self._group()
+        self._cgroup = group if isinstance(group, Path) else group.path
         self.save(dataclasses.replace(self.state, cgroup=str(self._cgroup)))
         network = asyncio.create_task(self._connect_network())
         try:
             self.shared.prepare()
             # Descriptors that QEMU inherits; our copies are closed once it has them.
             with contextlib.ExitStack() as descriptors:
-                virtiofs = await self._start_virtiofsd(descriptors)
+                reader, writer = _pipe(descriptors)
+                confinement = _first_confinement(group, writer)
+                virtiofs = await self._start_virtiofsd(descriptors, confinement)
                 vsock_device = self._listen_vsock(descriptors)
                 await asyncio.shield(network)
+                if confinement.new_scope is not None:
+                    await self._wait_for_scope(reader)
                 await self._launch(descriptors, virtiofs, vsock_device)
         finally:
             # Also on an error elsewhere: a tap that the thread is about to make must be known to
@@ -157,14 +188,12 @@ class HostSide:
 
         self.network = await asyncio.to_thread(connect)
 
-    def _make_cgroup(self) -> Path:
+    def _group(self) -> cgroup.Scope | Path:
         path = self.placement.cgroups_path or f"/kangaroo/{self.placement.sandbox_id}"
         try:
-            directory = cgroup.resolve(path)
+            return cgroup.parse(path)
         except ValueError as error:
             raise InvalidRequest("linux.cgroupsPath", str(error)) from error
-        cgroup.create(directory)
-        return directory
 
     def _remove_cgroup(self, path: Path) -> None:
         try:
@@ -173,18 +202,27 @@ class HostSide:
         except OSError as error:
             _LOG.warning("cgroup stays path=%s error=%s", path, error)
 
-    async def _start_virtiofsd(self, stack: contextlib.ExitStack) -> socket.socket:
+    async def _start_virtiofsd(
+        self, stack: contextlib.ExitStack, confinement: Confinement
+    ) -> socket.socket:
         self._virtiofsd, connection = await virtiofsd.start(
             self.config.virtiofsd,
             shared=self.paths.shared,
             socket_path=self.paths.virtiofsd_socket,
             log=self.paths.virtiofsd_log,
-            confinement=Confinement(cgroup=self._cgroup),
+            confinement=confinement,
         )
         stack.enter_context(connection)
         identity = ProcessIdentity.of(self._virtiofsd.pid)
         self.save(dataclasses.replace(self.state, virtiofsd=identity))
         return connection
+
+    async def _wait_for_scope(self, reader: int) -> None:
+        """Wait until virtiofsd is in the scope that it makes; QEMU joins it there."""
+        assert self._virtiofsd is not None
+        await self._virtiofsd.until(
+            _readable(reader), what="entering its systemd scope", timeout_s=_SCOPE_TIMEOUT_S
+        )
 
     def _listen_vsock(self, stack: contextlib.ExitStack) -> VsockDevice:
         try:

@@ -32,7 +32,7 @@ async def start(
             arguments(binary, shared, listener.fileno()),
             confinement=confinement,
             log_path=log,
-            descriptors=(listener.fileno(),),
+            descriptors=(listener.fileno(), *confinement.descriptors),
         )
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         await asyncio.to_thread(connection.connect, str(socket_path))

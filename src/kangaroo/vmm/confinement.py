@@ -20,18 +20,49 @@ class Credentials:
 
 
 @dataclass(frozen=True)
+class NewScope:
+    """A systemd scope that the process makes and is the first in. A line is written to `ready_fd`,
+    which must be inherited, once it is there.
+    """
+
+    slice_name: str
+    name: str
+    ready_fd: int
+
+
+@dataclass(frozen=True)
 class Confinement:
-    """Each part is optional; None leaves that part as the caller's."""
+    """Each part is optional; None leaves that part as the caller's. `cgroup` exists already."""
 
     cgroup: Path | None = None
+    new_scope: NewScope | None = None
     netns: Path | None = None
     credentials: Credentials | None = None
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What the process must inherit to be confined."""
+        return () if self.new_scope is None else (self.new_scope.ready_fd,)
 
     def wrap(self, argv: tuple[str, ...]) -> tuple[str, ...]:
         """`argv` behind the programs that confine it; the pid stays the same through all of them.
         Pure.
         """
-        return (*self._cgroup(), *self._netns(), *self._credentials(), *argv)
+        return (*self._scope(), *self._cgroup(), *self._netns(), *self._credentials(), *argv)
+
+    def _scope(self) -> tuple[str, ...]:
+        if self.new_scope is None:
+            return ()
+        return (
+            *("systemd-run", "--scope", "--quiet", "--collect"),
+            f"--slice={self.new_scope.slice_name}",
+            f"--unit={self.new_scope.name}",
+            # Delegated, so that systemd keeps the controllers of the slices above; without the
+            # default dependencies, so that a shutdown of the node does not kill the guest first.
+            *("--property=Delegate=yes", "--property=DefaultDependencies=no"),
+            *("--", "/bin/sh", "-ec", 'echo >"/proc/self/fd/$1"; shift; exec "$@"', "in-scope"),
+            str(self.new_scope.ready_fd),
+        )
 
     def _cgroup(self) -> tuple[str, ...]:
         if self.cgroup is None:

@@ -1,0 +1,60 @@
+"""What an OCI cgroups path names, and how the first process gets there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kangaroo.linux.cgroup import Scope, parse
+from kangaroo.vmm.confinement import Confinement, NewScope
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_path_is_below_the_root() -> None:
+    assert parse("/kubepods/burstable/podU/abc") == Path(
+        "/sys/fs/cgroup/kubepods/burstable/podU/abc"
+    )
+
+
+def test_systemds_form_is_a_scope_in_nested_slices() -> None:
+    scope = parse("kubepods-besteffort-podU_1.slice:cri-containerd:abc")
+    assert scope == Scope("kubepods-besteffort-podU_1.slice", "cri-containerd-abc.scope")
+    assert scope.path == Path(
+        "/sys/fs/cgroup/kubepods.slice/kubepods-besteffort.slice"
+        "/kubepods-besteffort-podU_1.slice/cri-containerd-abc.scope"
+    )
+
+
+def test_no_slice_means_systems() -> None:
+    assert parse(":cri:abc") == Scope("system.slice", "cri-abc.scope")
+
+
+@pytest.mark.parametrize("path", ["", "/", "/a/../b", "a//b", "x.slice:../..:y", "/./a"])
+def test_a_path_that_leaves_the_root_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="not usable"):
+        parse(path)
+
+
+def test_the_first_process_makes_the_scope() -> None:
+    confinement = Confinement(new_scope=NewScope("pod.slice", "cri-abc.scope", 9))
+    assert confinement.descriptors == (9,)
+    assert confinement.wrap(("virtiofsd", "--fd=3")) == (
+        "systemd-run",
+        "--scope",
+        "--quiet",
+        "--collect",
+        "--slice=pod.slice",
+        "--unit=cri-abc.scope",
+        "--property=Delegate=yes",
+        "--property=DefaultDependencies=no",
+        "--",
+        "/bin/sh",
+        "-ec",
+        'echo >"/proc/self/fd/$1"; shift; exec "$@"',
+        "in-scope",
+        "9",
+        "virtiofsd",
+        "--fd=3",
+    )
