@@ -21,7 +21,7 @@ from kangaroo.wire.protobuf import encode_bytes, encode_int
 
 KILLED = 128 + 9
 _LOG_TAIL_BYTES = 2000
-_BUDGET_S = 3.5  # containerd gives `delete` 5 s, and starts several at once
+_BUDGET_S = 2.5  # containerd gives `delete` 5 s, and starts several at once
 _FLUSH_TIMEOUT_S = 90.0  # the agent gives up after 60 s
 
 
