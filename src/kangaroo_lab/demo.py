@@ -200,14 +200,18 @@ def describe_node(lab: Lab) -> str:
 
 def print_section(console: Console, section: Section) -> None:
     """A section: the lines that the pods printed, then each check with its fact."""
+
+    def line(text: str, style: str = "") -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
     console.rule(f"[bold]{escape(section.title)}", align="left")
     for seen in section.facts:
-        console.print(f"$ kubectl exec {seen.pod.name} -- sh -c 'mount | grep /data | grep nfs'")
-        console.print(escape(seen.nfs_line or "(prints nothing)"), style="cyan", highlight=False)
+        line(f"$ kubectl exec {seen.pod.name} -- sh -c 'mount | grep /data | grep nfs'")
+        line(seen.nfs_line or "(prints nothing)", "cyan")
     for check in section.checks:
-        mark = "[green]holds[/green]" if check.holds else "[bold red]DOES NOT HOLD[/bold red]"
-        console.print(f"{mark}  {escape(check.claim)}", highlight=False)
-        console.print(f"       {escape(check.fact)}", style="dim", highlight=False)
+        mark, style = ("holds", "green") if check.holds else ("DOES NOT HOLD", "bold red")
+        line(f"{mark}  {check.claim}", style)
+        line(f"       {check.fact}", "dim")
 
 
 def write(evidence_seen: Evidence, options: Options) -> Path:

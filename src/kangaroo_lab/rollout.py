@@ -35,7 +35,7 @@ class RolloutFailed(DeadlineExceeded):
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A running pod, as the cluster knows it."""
+    """A pod that is ready, as the cluster knows it."""
 
     name: str
     uid: str
@@ -138,14 +138,14 @@ def await_count(lab: Lab, app: str, count: int) -> None:
 
 
 def pods(lab: Lab, app: str) -> tuple[Pod, ...]:
-    """The running pods with this label that nobody has asked to go, by name."""
+    """The ready pods with this label that nobody has asked to go, by name."""
     return parse_pods(lab.kubectl("get", "pods", "-l", f"app={app}", "-o", "json").stdout)
 
 
 def parse_pods(text: str) -> tuple[Pod, ...]:
-    """The running pods in what `kubectl get pods -o json` printed."""
-    running = [item for item in json.loads(text)["items"] if _is_running(item)]
-    return tuple(sorted((_pod(item) for item in running), key=lambda pod: pod.name))
+    """The ready pods in what `kubectl get pods -o json` printed."""
+    ready = [item for item in json.loads(text)["items"] if _is_ready(item)]
+    return tuple(sorted((_pod(item) for item in ready), key=lambda pod: pod.name))
 
 
 def diagnose(lab: Lab, app: str) -> str:
@@ -172,10 +172,11 @@ def _names(lab: Lab, app: str) -> list[str]:
     return [line.removeprefix("pod/") for line in listed.split()]
 
 
-def _is_running(item: dict[str, Any]) -> bool:
-    return item["status"].get("phase") == "Running" and not item["metadata"].get(
-        "deletionTimestamp"
-    )
+def _is_ready(item: dict[str, Any]) -> bool:
+    """Every container is ready. The phase says Running also of a pod whose container has died."""
+    statuses = item["status"].get("containerStatuses", [])
+    leaving = "deletionTimestamp" in item["metadata"]
+    return bool(statuses) and not leaving and all(one["ready"] for one in statuses)
 
 
 def _pod(item: dict[str, Any]) -> Pod:

@@ -90,19 +90,21 @@ def test_a_kernel_is_three_lines() -> None:
         evidence.parse_kernel("6.12.0\n")
 
 
-def test_only_running_pods_that_stay_are_listed() -> None:
-    def item(name: str, phase: str, **metadata: str) -> dict[str, object]:
+def test_only_ready_pods_that_stay_are_listed() -> None:
+    def item(name: str, *ready: bool, **metadata: str) -> dict[str, object]:
+        statuses = [{"ready": one} for one in ready]
         return {
             "metadata": {"name": name, "uid": UID, "namespace": "default", **metadata},
             "spec": {"nodeName": "node1", "containers": [{"name": "busybox"}]},
-            "status": {"phase": phase, "podIP": "10.0.0.7"},
+            "status": {"podIP": "10.0.0.7", "containerStatuses": statuses},
         }
 
     listed = [
-        item("pod-2", "Running"),
-        item("pod-1", "Running"),
-        item("pod-3", "Pending"),
-        item("pod-4", "Running", deletionTimestamp="2026-01-01T00:00:00Z"),
+        item("pod-2", True, True),
+        item("pod-1", True),
+        item("pod-3"),
+        item("pod-4", True, False),
+        item("pod-5", True, deletionTimestamp="2026-01-01T00:00:00Z"),
     ]
     found = rollout.parse_pods(json.dumps({"items": listed}))
     assert [pod.name for pod in found] == ["pod-1", "pod-2"]
