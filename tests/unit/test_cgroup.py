@@ -47,6 +47,7 @@ def test_the_first_process_makes_the_scope() -> None:
         "--collect",
         "--slice=pod.slice",
         "--unit=cri-abc.scope",
+        "--description=Sandbox of a pod",
         "--property=Delegate=yes",
         "--property=DefaultDependencies=no",
         "--",

@@ -57,6 +57,7 @@ class Confinement:
             *("systemd-run", "--scope", "--quiet", "--collect"),
             f"--slice={self.new_scope.slice_name}",
             f"--unit={self.new_scope.name}",
+            "--description=Sandbox of a pod",
             # Delegated, so that systemd keeps the controllers of the slices above; without the
             # default dependencies, so that a shutdown of the node does not kill the guest first.
             *("--property=Delegate=yes", "--property=DefaultDependencies=no"),
