@@ -168,6 +168,17 @@ def test_exec_with_a_terminal(agent: Agent) -> None:
     assert wait(agent, "t") == 5
 
 
+def test_container_with_a_terminal(agent: Agent) -> None:
+    streams = Streams("stdin", "stdout", terminal=True)
+    create(agent, "sh", "-c", "stty size; read line; echo got $line; exit 4", streams=streams)
+    agent.call(Method.RESIZE_PTY, container_id="c", exec_id="", rows=11, columns=22)
+    start(agent)
+    streams.read_until("stdout", b"11 22")
+    streams["stdin"].sendall(b"this\n")
+    assert b"got this" in streams.read("stdout")
+    assert wait(agent) == 4
+
+
 def test_program_that_does_not_exist_says_so_and_leaves_nothing(agent: Agent) -> None:
     with pytest.raises(AgentError, match=r"executable file .?nope.? not found in \$PATH"):
         create(agent, "nope")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 
 from kangaroo.errors import Unavailable
 from kangaroo.linux.mount import MountFlag, mount
@@ -23,6 +24,7 @@ _FILE_SYSTEMS = (
 )
 _CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
 _MODULES_LIST = "/usr/lib/kangaroo/modules"
+_OPEN_FILES = 1 << 20  # the kernel's default fs.nr_open
 _SYS_FINIT_MODULE = 313  # x86-64
 
 
@@ -66,6 +68,14 @@ def load_modules() -> None:
                     raise OSError(number, os.strerror(number), path)
         finally:
             os.close(fd)
+
+
+def raise_limits() -> None:
+    """Containers inherit these where their specification says nothing; runc's, under containerd,
+    are as high.
+    """
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
+    resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def mount_shared() -> None:

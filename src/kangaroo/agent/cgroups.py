@@ -72,11 +72,8 @@ class OutOfMemory:
         self._seen = self._kills()
 
     def happened(self) -> bool:
-        """Whether there was a kill since the last call."""
-        try:
-            kills = self._kills()
-        except OSError:  # the cgroup is gone
-            return False
+        """Whether there was a kill since the last call. Raises OSError when the cgroup is gone."""
+        kills = self._kills()
         before, self._seen = self._seen, kills
         return kills > before
 

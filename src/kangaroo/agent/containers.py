@@ -254,16 +254,26 @@ class Containers:
         container.processes[""].exited.then(lambda: self._check_memory(container))
 
     def _check_memory(self, container: Container) -> None:
-        if container.out_of_memory is not None and container.out_of_memory.happened():
+        if container.out_of_memory is None:
+            return
+        try:
+            happened = container.out_of_memory.happened()
+        except OSError:  # the cgroup is gone, and would be reported as ready for ever
+            self._unwatch_memory(container)
+            return
+        if happened:
             log.info("out of memory", container=container.id)
             self._on_out_of_memory(container.id)
 
-    async def _remove(self, container: Container) -> None:
-        """Delete what crun and we hold of a container, in whatever state it is."""
+    def _unwatch_memory(self, container: Container) -> None:
         if container.out_of_memory is not None:
             self._loop.unwatch(container.out_of_memory.fd)
             container.out_of_memory.close()
             container.out_of_memory = None
+
+    async def _remove(self, container: Container) -> None:
+        """Delete what crun and we hold of a container, in whatever state it is."""
+        self._unwatch_memory(container)
         if os.path.isdir(f"{self._directory}/crun/{container.id}"):
             log_file = f"{container.directory}/delete.log"
             await self._crun.run("delete", "--force", container.id, log_file=log_file)

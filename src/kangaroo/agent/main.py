@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import socket
 import time
 from typing import Any
@@ -35,6 +34,7 @@ def main() -> None:
             log.enable_debug()
         boot.load_modules()
         boot.enable_controllers()
+        boot.raise_limits()
         boot.mount_shared()
         serve(_dialer(_port(parameters)))
     except KangarooError as error:
@@ -96,7 +96,7 @@ def _dialer(port: int) -> Dial:
 
 
 def _power_off() -> None:
-    os.sync()
+    """Without sync(2), which would wait for a NAS that is gone; all else is written back by now."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.reboot(ctypes.c_int(_RB_POWER_OFF))
     log.info("reboot(2) returned", errno=ctypes.get_errno())

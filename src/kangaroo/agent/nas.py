@@ -28,7 +28,7 @@ from kangaroo.errors import (
 )
 from kangaroo.linux.mount import MountFlag, UmountFlag, bind, mount, umount
 from kangaroo.linux.openat2 import ensure_directory_beneath, open_beneath
-from kangaroo.wire.agent_protocol import NAS_DIRECTORY
+from kangaroo.wire.agent_protocol import NAS_DIRECTORY, SHARED_DIRECTORY
 
 _FLAGS = {
     "ro": MountFlag.RDONLY,
@@ -176,6 +176,15 @@ class Volumes:
             outcomes.append({"volume_id": volume_id, "flushed": error is None, "error": error})
         return outcomes
 
+    async def sync_shared(self, timeout_s: float) -> None:
+        """Write back what programs changed on the host's shared tree. Errors are logged."""
+        try:
+            await self._children.call(
+                lambda: _sync_file_system(SHARED_DIRECTORY), what="sync", timeout_s=timeout_s
+            )
+        except (OSError, DeadlineExceeded, CommandFailed) as error:
+            log.info("the shared tree is not flushed", error=error)
+
     async def stats(self, *, volume_id: str, timeout_s: float) -> dict[str, Any]:
         """statfs and the section of /proc/self/mountstats."""
         mount_point = self._find(volume_id).mount_point
@@ -274,15 +283,20 @@ def _detach(target: str) -> None:
 
 
 def _flush_and_unmount(mount_point: str) -> None:
+    _sync_file_system(mount_point)
+    umount(mount_point)
+
+
+def _sync_file_system(path: str) -> None:
+    """syncfs(2)."""
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if libc.syncfs(fd) != 0:
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), mount_point)
+            raise OSError(number, os.strerror(number), path)
     finally:
         os.close(fd)
-    umount(mount_point)
 
 
 def _statfs(mount_point: str) -> dict[str, int]:

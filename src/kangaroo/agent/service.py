@@ -23,6 +23,7 @@ from kangaroo.wire.agent_protocol import PROTOCOL_VERSION
 CONTAINERS_DIRECTORY = "/run/kangaroo/containers"
 _CLOCK_TOLERANCE_NS = 1_000_000_000
 _KILL_TIMEOUT_S = 5.0
+_SYNC_TIMEOUT_S = 5.0
 _EVENT_LIMIT = 1024
 
 Answer = dict[str, Any]
@@ -151,7 +152,9 @@ class Service:
         do.
         """
         await self._containers.kill_all(min(_KILL_TIMEOUT_S, timeout_s))
-        return {"volumes": await self._volumes.unmount_all(timeout_s)}
+        outcomes = await self._volumes.unmount_all(timeout_s)
+        await self._volumes.sync_shared(_SYNC_TIMEOUT_S)
+        return {"volumes": outcomes}
 
     async def power_off(self) -> Answer:
         log.info("power off")
