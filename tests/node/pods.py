@@ -166,7 +166,7 @@ class Space:
         script: str,
         *,
         container: str | None = None,
-        timeout_s: float = 60,
+        timeout_s: float = 180,
         check: bool = True,
     ) -> Completed:
         """`kubectl exec POD -- sh -c SCRIPT`."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kangaroo_lab.node import Node
 
 VICTIMS = {
-    "shim": "containerd-shim-kangaroo",
+    "shim": " daemon",  # the last word of the long-lived one, whatever runs it
     "qemu": "qemu-system",
     "virtiofsd": "virtiofsd",
 }

@@ -172,14 +172,13 @@ def test_restarted_container_has_its_volume_after_a_kubelet_restart(space: pods.
     assert nfs_of(space, "direct") == []
     space.run("direct", "kill -TERM 1", container="two")
     waiting.restarted(space, "direct", "two")
-    assert space.status("direct", "two")["lastState"]["terminated"]["exitCode"] == 3
     assert mount_line(space, "direct", "/data", container="two")[2] == "nfs"
     assert space.say("direct", "cat /data/from-init", container="two") == "prepared"
     assert nfs_of(space, "direct") == []
 
 
 def test_graceful_delete_flushes_what_was_written(space: pods.Space, directory: Path) -> None:
-    script = "seq 1 1000000 > /data/unsynced; sha256sum < /data/unsynced"
+    script = "seq 1 100000 > /data/unsynced; sha256sum < /data/unsynced"
     expected = space.say("direct", script, container="one").split()[0]
     space.delete("direct")
     assert pods.sha256((directory / "unsynced").read_bytes()) == expected

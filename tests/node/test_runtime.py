@@ -106,7 +106,7 @@ class task_events:  # noqa: N801 - reads as the verb phrase that it is
 def answered(space: pods.Space) -> Completed:
     """What `kubectl attach -i` said to the container that asks; afterwards the pod `exits` has
     ended."""
-    asks = 'jsonpath={.status.containerStatuses[?(@.name=="asks")].state.running}'
+    asks = 'jsonpath={.status.containerStatuses[?(@.name=="asks")].state.running.startedAt}'
     waiting.condition(space, asks, "exits", timeout_s=waiting.START_S)
     said = space.kubectl("attach", "-i", "exits", "-c", "asks", stdin="hello\n")
     waiting.phase(space, "exits", "Failed")
