@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 WORKLOAD_IMAGE = "kangaroo.io/workload:1"
 # A piece stops after this long and counts what it did: a slow way costs bounded time.
-LIMIT_S = 8.0
+LIMIT_S = 6.0
 EXEC_TIMEOUT_S = 300.0
 MIB = 1 << 20
 
@@ -58,17 +58,17 @@ class Work:
 
 
 WORKS = (
-    Work("small-writes", "small buffered writes, 512 B", ("-block", "512", "-count", "20000")),
-    Work("seq-write", "sequential write, 1 MiB", ("-size", str(32 * MIB)), per_byte=True),
+    Work("small-writes", "small buffered writes, 512 B", ("-block", "512", "-count", "10000")),
+    Work("seq-write", "sequential write, 1 MiB", ("-size", str(16 * MIB)), per_byte=True),
     Work("seq-read", "sequential read, 1 MiB", (), per_byte=True),
     Work(
         "random-write",
         "random buffered writes, 4 KiB",
-        ("-block", "4096", "-size", str(32 * MIB), "-count", "4000"),
+        ("-block", "4096", "-size", str(32 * MIB), "-count", "2000"),
     ),
     Work("metadata", "create, stat, unlink", ("-count", "300")),
 )
-READ_BYTES = 32 * MIB
+READ_BYTES = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,11 @@ class Comparison:
     measurements: tuple[Measurement, ...]
     where: str
     emulated: bool
+
+    @property
+    def rounds(self) -> int:
+        """How often each piece of work was done in each pod."""
+        return len({seen.round for seen in self.measurements})
 
     def rate(self, work: Work, way: Way) -> float:
         """Median operations per second, or bytes per second when the test counts bytes."""

@@ -41,7 +41,7 @@ class Options:
     output: Path  # directory of the picture and the JSON
     json: Path | None = None  # None: evidence.json in `output`
     keep: bool = False
-    rounds: int = 2
+    rounds: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def register(subparsers: Any) -> None:
     demo.add_argument(
         "--json", type=Path, metavar="FILE", help="the evidence (default: evidence.json in DIR)"
     )
-    _shared(demo, output=Path("build/demo"), rounds=2)
+    _shared(demo, output=Path("build/demo"), rounds=1)
     demo.set_defaults(run=run_demo)
     bench = subparsers.add_parser(
         "bench",

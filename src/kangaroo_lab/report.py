@@ -53,7 +53,8 @@ def rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def notes(comparison: Comparison) -> list[str]:
     """Where it was measured, and that it was emulated when it was."""
-    where = f"Measured on {comparison.where}. Medians of one run."
+    rounds = f"medians of {comparison.rounds} rounds" if comparison.rounds > 1 else "one round"
+    where = f"Measured on {comparison.where}; {rounds}, in one run."
     return [where, EMULATED_NOTE] if comparison.emulated else [where]
 
 

@@ -17,10 +17,12 @@ pytestmark = pytest.mark.timeout(3600)
 
 MANIFEST = Path(__file__).parents[2] / "examples" / "nas.yaml"
 ROUNDS = 3
+# In brackets, so that a pattern does not find the shell that runs it.
+PROCESSES = "[c]ontainerd-shim-kangaroo|[q]emu-system|[v]irtiofsd"
+GONE_S = 120
 # What a sandbox may leave: each command lists those that exist, one a line.
 TRACES = {
-    # In brackets, so that pgrep does not find the shell that runs it.
-    "process": "pgrep -af '[c]ontainerd-shim-kangaroo|[q]emu-system|[v]irtiofsd' || true",
+    "process": f"pgrep -af '{PROCESSES}' || true",
     "mount": "grep -E 'kangaroo|nas-pv-csi| nfs4? ' /proc/1/mountinfo || true",
     "tap": "ip -o link show type tun || true",
     "network namespace": "ip netns list | cut -d' ' -f1",
@@ -34,6 +36,13 @@ def traces(node: Node) -> dict[str, set[str]]:
         kind: set(node.exec(["sh", "-c", command]).stdout.splitlines())
         for kind, command in TRACES.items()
     }
+
+
+def await_end_of_processes(node: Node) -> None:
+    """The shims end a moment after their pods are gone. pidwait(1) says 1 when there are none."""
+    node.exec(
+        ["timeout", str(GONE_S), "pidwait", "-f", PROCESSES], timeout_s=GONE_S + 30, check=False
+    )
 
 
 @pytest.fixture
@@ -88,6 +97,8 @@ def test_rolls_out_scales_and_goes_three_times(lab: Lab, manifest: str) -> None:
         assert rollout.scale(lab, EXAMPLE, app=EXAMPLE_APP, replicas=0) == ()
         delete(lab, manifest)
 
-        left = {kind: traces(node)[kind] - known for kind, known in before.items()}
+        await_end_of_processes(node)
+        now = traces(node)
+        left = {kind: now[kind] - known for kind, known in before.items()}
         assert left == {kind: set() for kind in before}
         assert {name: evidence.on_the_nas(lab, name) for name in written} == written
