@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import subprocess
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kangaroo.linux import mountinfo
+from kangaroo.linux.netns import run_in
+from kangaroo_lab.network import LAB
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
@@ -178,6 +182,41 @@ class Space:
         """What `script` prints in the pod, without the last newline."""
         return self.run(pod, script, container=container).stdout.rstrip("\n")
 
+    def attach(self, pod: str, container: str, line: str, *, until: str) -> str:
+        """Say `line` to an attached container; what it printed up to the line with `until`, or to
+        its end.
+
+        Standard input stays open meanwhile: when it ends, containerd detaches the outputs, too.
+        """
+        argv = self.argv("attach", "--stdin", pod, "--container", container)
+        heard = []
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as attached:
+            assert attached.stdin is not None
+            assert attached.stdout is not None
+            attached.stdin.write(line)
+            attached.stdin.flush()
+            for answer in attached.stdout:
+                heard.append(answer)
+                if until in answer:
+                    break
+            attached.terminate()
+        return "".join(heard)
+
+    def fetch(self, pod: str, port: int) -> str:
+        """What a pod's HTTP server on `port` answers through `kubectl port-forward`."""
+        argv = self.argv("port-forward", f"pod/{pod}", f":{port}")
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as forward:
+            try:
+                assert forward.stdout is not None
+                line = forward.stdout.readline()  # Forwarding from 127.0.0.1:PORT -> 8080
+                local = line.split("->")[0].rsplit(":", 1)[1].strip()
+                # kubectl runs, and so listens, in the lab's network namespace.
+                return run_in(f"/run/netns/{LAB}", lambda: _fetched(f"http://127.0.0.1:{local}/"))
+            finally:
+                forward.kill()
+
     def nas(
         self,
         name: str,
@@ -264,3 +303,8 @@ def bound_volume(
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=60) as response:
+        return str(response.read().decode().strip())

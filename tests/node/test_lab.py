@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
 
-SERVE = "echo started; httpd -p 8080 -h /etc; while read line; do echo got $line; done; sleep 9999"
+SERVE = "echo started; echo served > /tmp/index.html; httpd -p 8080 -h /tmp; while read line; do echo got $line; done; sleep 9999"
 VERSIONS = {"3": "vers=3,nolock", "4.0": "vers=4.0", "4.1": "vers=4.1", "4.2": "vers=4.2"}
 
 
@@ -61,13 +61,13 @@ def test_clocks_agree(lab: Lab) -> None:
 
 def test_exec_logs_attach_copy_and_port_forward(space: pods.Space, tmp_path: Path) -> None:
     assert space.say("one", "echo $((6 * 7))") == "42"
-    attached = space.kubectl("attach", "--stdin", "one", stdin="hello\n", timeout_s=60)
-    assert "got hello" in attached.stdout
+    assert "got hello" in space.attach("one", "main", "hello\n", until="got")
     assert space.kubectl("logs", "one").stdout.splitlines()[0] == "started"
     local = tmp_path / "file"
     local.write_text("data")
     space.kubectl("cp", str(local), "one:/tmp/file")
     assert space.say("one", "cat /tmp/file") == "data"
+    assert space.fetch("one", 8080) == "served"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -6,9 +6,7 @@ One pod serves many tests, because starting one is slow here.
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +14,6 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.node import pods, terminal, waiting
 from tests.node.pods import IDLE, container, pod
-
-from kangaroo.linux.netns import run_in
-from kangaroo_lab.network import LAB
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
@@ -103,12 +98,11 @@ class task_events:  # noqa: N801 - reads as the verb phrase that it is
 
 
 @pytest.fixture(scope="module")
-def answered(space: pods.Space) -> Completed:
-    """What `kubectl attach -i` said to the container that asks; afterwards the pod `exits` has
-    ended."""
+def answered(space: pods.Space) -> str:
+    """What the container that asks answered `kubectl attach`; afterwards the pod `exits` has ended."""
     asks = 'jsonpath={.status.containerStatuses[?(@.name=="asks")].state.running.startedAt}'
     waiting.condition(space, asks, "exits", timeout_s=waiting.START_S)
-    said = space.kubectl("attach", "-i", "exits", "-c", "asks", stdin="hello\n")
+    said = space.attach("exits", "asks", "hello\n", until="got")
     waiting.phase(space, "exits", "Failed")
     return said
 
@@ -158,23 +152,23 @@ def test_failed_container_is_restarted(space: pods.Space) -> None:
     ],
 )
 def test_exit_is_reported(
-    space: pods.Space, answered: Completed, name: str, reason: str, code: int
+    space: pods.Space, answered: str, name: str, reason: str, code: int
 ) -> None:
     ended = space.status("exits", name)["state"]["terminated"]
     assert (ended["reason"], ended["exitCode"]) == (reason, code)
 
 
-def test_attach_carries_stdin_and_output(answered: Completed) -> None:
-    assert "got hello" in answered.stdout
+def test_attach_carries_stdin_and_output(answered: str) -> None:
+    assert "got hello" in answered
 
 
-def test_logs_hold_stdout_and_stderr_each_in_order(space: pods.Space, answered: Completed) -> None:
+def test_logs_hold_stdout_and_stderr_each_in_order(space: pods.Space, answered: str) -> None:
     lines = space.kubectl("logs", "exits", "-c", "zero").stdout.splitlines()
     assert [line for line in lines if "out" in line] == ["out 1", "out 2", "out 3"]
     assert [line for line in lines if "err" in line] == ["err 1", "err 2", "err 3"]
 
 
-def test_large_output_arrives_whole(space: pods.Space, answered: Completed) -> None:
+def test_large_output_arrives_whole(space: pods.Space, answered: str) -> None:
     expected = "".join(f"{n}\n" for n in range(1, LINES + 1))
     logs = space.kubectl("logs", "exits", "-c", "big").stdout
     assert len(logs) == len(expected)
@@ -268,25 +262,10 @@ def test_stats_are_of_the_container_in_the_guest(space: pods.Space) -> None:
 
 
 def test_port_forward_reaches_the_guest(space: pods.Space) -> None:
-    argv = space.argv("port-forward", "pod/main", ":8080")
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as forward:
-        try:
-            assert forward.stdout is not None
-            line = forward.stdout.readline()  # Forwarding from 127.0.0.1:PORT -> 8080
-            port = line.split("->")[0].rsplit(":", 1)[1].strip()
-            # kubectl runs, and so listens, in the lab's network namespace.
-            url = f"http://127.0.0.1:{port}/"
-            assert run_in(f"/run/netns/{LAB}", lambda: fetched(url)) == "served"
-        finally:
-            forward.kill()
+    assert space.fetch("main", 8080) == "served"
 
 
-def fetched(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=60) as response:
-        return str(response.read().decode().strip())
-
-
-def test_events_come_in_order(space: pods.Space, answered: Completed) -> None:
+def test_events_come_in_order(space: pods.Space, answered: str) -> None:
     statuses = space.get("exits")["status"]["containerStatuses"]
     log = space.node.exec(["cat", task_events.path]).stdout.splitlines()
     for status in statuses:
