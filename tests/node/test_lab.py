@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
 
-SERVE = "echo started; echo served > /tmp/index.html; httpd -p 8080 -h /tmp; while read line; do echo got $line; done; sleep 9999"
+SERVE = (
+    "echo started; echo served > /tmp/index.html; httpd -p 8080 -h /tmp; "
+    "while read line; do echo got $line; done; sleep 9999"
+)
 VERSIONS = {"3": "vers=3,nolock", "4.0": "vers=4.0", "4.1": "vers=4.1", "4.2": "vers=4.2"}
 
 

@@ -17,7 +17,6 @@ from tests.node.pods import IDLE, container, pod
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
-    from kangaroo_lab.node import Completed
 
 LINES = 160_000  # `seq` of it is a little more than 1 MiB
 FINALIZER = "kangaroo.io/observed"
@@ -99,7 +98,7 @@ class task_events:  # noqa: N801 - reads as the verb phrase that it is
 
 @pytest.fixture(scope="module")
 def answered(space: pods.Space) -> str:
-    """What the container that asks answered `kubectl attach`; afterwards the pod `exits` has ended."""
+    """What the container that asks answers `kubectl attach`; then the pod `exits` ends."""
     asks = 'jsonpath={.status.containerStatuses[?(@.name=="asks")].state.running.startedAt}'
     waiting.condition(space, asks, "exits", timeout_s=waiting.START_S)
     said = space.attach("exits", "asks", "hello\n", until="got")
