@@ -91,7 +91,7 @@ def space(lab: Lab) -> Iterator[pods.Space]:
 def assert_refused(space: pods.Space, name: str, says: Sequence[str]) -> None:
     """One event of the pod says all of `says`; `kubectl describe pod` shows it; then the pod
     can be deleted."""
-    together = "".join(f"(?=[\\s\\S]*{each})" for each in says)
+    together = "".join(f"(?=[\\s\\S]*(?:{each}))" for each in says)
     waiting.event(space, name, together, timeout_s=REFUSED_S)
     assert re.search(together, space.describe(name))
     assert space.get(name)["status"]["phase"] == "Pending"
