@@ -39,6 +39,7 @@ format: venv ## rewrite the sources in the project's format
 
 test: bootstrap ## all four tiers: unit, protocol, host, node
 	$(BIN)/pytest tests/unit tests/protocol
+	$(BIN)/kangaroo lab build # here its progress is seen, and no test's deadline runs
 	$(BIN)/pytest tests/host
 	$(BIN)/pytest tests/node
 

@@ -101,6 +101,10 @@ class Lab:
             self._up(nodes, memory_mib, steps)
             return True
 
+    def build(self) -> None:
+        """Build what `up` needs and the cache has not, without touching what runs."""
+        _build(Steps([*artefacts.everything()], logs=self.logs))
+
     def down(self) -> bool:
         """Take everything away but logs and the NAS's data; False when there was nothing.
 
@@ -185,10 +189,7 @@ class Lab:
         )
 
     def _up(self, nodes: int, memory_mib: int | None, steps: Steps) -> None:
-        built = {}
-        for name, build in artefacts.everything().items():
-            with steps.step(name):
-                built[name] = build()
+        _build(steps)
         with steps.step("network"):
             self._shape(nodes, memory_mib)
             net.create(self.shape.network)
@@ -256,6 +257,12 @@ class Lab:
             self.kubectl(*wait, timeout_s=NODE_READY_TIMEOUT_S + 30)
         account = ["serviceaccount/default", "--namespace=default", "--timeout=60s"]
         self.kubectl("wait", "--for=create", *account)
+
+
+def _build(steps: Steps) -> None:
+    for name, build in artefacts.everything().items():
+        with steps.step(name):
+            build()
 
 
 def _steps(nodes: int) -> list[str]:

@@ -24,6 +24,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `lab` and its verbs."""
     lab = subparsers.add_parser("lab", help="a real node, NAS and Kubernetes on this machine")
     verbs = lab.add_subparsers(dest="verb", required=True)
+    _verb(verbs, "build", _build, "build what the lab needs; what the cache has is left")
     up = _verb(verbs, "up", _up, "bring the lab up; nothing when it is")
     up.add_argument("--nodes", type=int, default=1, choices=(1, 2, 3))
     up.add_argument("--memory-mib", type=int, help="memory of each node")
@@ -55,6 +56,11 @@ def _verb(
 
 def _rest(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(name, nargs=argparse.REMAINDER)
+
+
+def _build(lab: Lab, _: argparse.Namespace) -> int:
+    lab.build()
+    return 0
 
 
 def _up(lab: Lab, arguments: argparse.Namespace) -> int:
