@@ -188,7 +188,7 @@ def test_the_nodes_namespaces_are_refused(spec: dict[str, Any], field: str) -> N
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
-        (changed(devices=[{"path": "/dev/sda", "type": "b"}]), "device /dev/sda"),
+        (changed(devices=[{"path": "/dev/sda", "type": "b"}]), "block device /dev/sda"),
         (changed(resources={"devices": [{"allow": True, "access": "rwm"}]}), "privileged"),
     ],
 )

@@ -14,6 +14,9 @@ from kangaroo.errors import Unsupported
 
 Spec = Mapping[str, Any]
 
+# runtime-spec, config-linux.md, "Devices"
+_DEVICE_KINDS = {"b": "block device", "c": "character device", "p": "named pipe"}
+
 
 def check_sandbox(spec: Spec) -> None:
     """Refuse a pod that shares the node's namespaces. Raises Unsupported naming the pod's field."""
@@ -67,7 +70,8 @@ def _refuse_privileged(spec: Spec) -> None:
 
 def _refuse_devices(spec: Spec) -> None:
     for device in _linux(spec).get("devices") or ():
-        raise _refusal(f"device {device.get('path')}", "devices of the node are not in the guest")
+        kind = _DEVICE_KINDS.get(str(device.get("type")), "device")
+        raise _refusal(f"{kind} {device.get('path')}", "devices of the node are not in the guest")
 
 
 def _refusal(what: str, why: str) -> Unsupported:
