@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from kangaroo.errors import CommandFailed, DeadlineExceeded, FailedPrecondition
+from kangaroo.vmm.child import private_listener
 from kangaroo.vmm.confinement import Confinement
 from kangaroo.vmm.console import Console
-from kangaroo.vmm.machine import LaunchPaths, Machine, qmp_listener, require_kvm
+from kangaroo.vmm.machine import LaunchPaths, Machine, require_kvm
 from kangaroo.vmm.spec import Accelerator, GuestImage, MachineSpec
 
 pytestmark = pytest.mark.host
@@ -45,7 +46,7 @@ async def machine(
     qemu: Path, directory: Path, *, image: GuestImage | None = None, timeout_s: float = TIMEOUT_S
 ) -> AsyncIterator[Machine]:
     with ExitStack() as stack:
-        listener = stack.enter_context(qmp_listener(directory / "qmp.sock"))
+        listener = stack.enter_context(private_listener(directory / "qmp.sock"))
         console = Console(directory / "console.log")
         stack.callback(console.release_write_end)
         spec = MachineSpec(

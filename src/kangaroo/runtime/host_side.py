@@ -27,10 +27,10 @@ from kangaroo.runtime.shared_dir import SharedDirectory
 from kangaroo.runtime.sizing import MachineSize
 from kangaroo.runtime.state import ProcessIdentity, SandboxState
 from kangaroo.runtime.streams import StreamHub
-from kangaroo.vmm.child import Child
+from kangaroo.vmm.child import Child, private_listener
 from kangaroo.vmm.confinement import Confinement, NewScope
 from kangaroo.vmm.console import Console
-from kangaroo.vmm.machine import LaunchPaths, Machine, qmp_listener
+from kangaroo.vmm.machine import LaunchPaths, Machine
 from kangaroo.vmm.spec import (
     KERNEL_PARAMETERS,
     GuestImage,
@@ -243,7 +243,7 @@ class HostSide:
     ) -> None:
         self.console = Console(self.paths.console_log)
         stack.callback(self.console.release_write_end)
-        listener = stack.enter_context(qmp_listener(self.paths.qmp_socket))
+        listener = stack.enter_context(private_listener(self.paths.qmp_socket))
         spec = MachineSpec(
             name=f"kangaroo-{self.placement.sandbox_id}",
             qemu=self.config.qemu,

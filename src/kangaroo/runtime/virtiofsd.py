@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 from kangaroo.errors import FailedPrecondition
-from kangaroo.vmm.child import Child
+from kangaroo.vmm.child import Child, private_listener
 from kangaroo.vmm.confinement import Confinement
 
 
@@ -26,7 +26,7 @@ async def start(
     """
     if not os.access(binary, os.X_OK):
         raise FailedPrecondition(f"{binary} is not there or cannot be executed")
-    with _listener(socket_path) as listener:
+    with private_listener(socket_path) as listener:
         child = await Child.spawn(
             "virtiofsd",
             arguments(binary, shared, listener.fileno()),
@@ -56,15 +56,3 @@ def arguments(binary: Path, shared: Path, listener_fd: int) -> tuple[str, ...]:
         "--inode-file-handles=never",
         "--log-level=warn",
     )
-
-
-def _listener(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        sock.bind(str(path))
-        path.chmod(0o600)
-        sock.listen(1)
-    except BaseException:
-        sock.close()
-        raise
-    return sock

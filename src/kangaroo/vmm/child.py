@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import shlex
+import socket
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import TypeVar
@@ -136,3 +137,19 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             return await self._process.wait()
+
+
+def private_listener(path: Path) -> socket.socket:
+    """A listening unix socket for a child to inherit; only its owner may connect.
+
+    Raises OSError.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.bind(str(path))
+        path.chmod(0o600)
+        sock.listen(1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

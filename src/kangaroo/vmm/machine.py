@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,19 +144,6 @@ async def _connect_qmp(name: str, path: Path) -> QMPClient:
     client = QMPClient(name)
     await client.connect(str(path))
     return client
-
-
-def qmp_listener(path: Path) -> socket.socket:
-    """The listening unix socket that QEMU inherits; only its owner may connect. Raises OSError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        sock.bind(str(path))
-        path.chmod(0o600)
-        sock.listen(1)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def require_kvm(path: Path = KVM_PATH) -> None:
