@@ -24,6 +24,7 @@ OLDEST_PYTHON = (3, 11)
 LAB_PACKAGES = (
     "bubblewrap",
     "ca-certificates",
+    "cpio",  # an independent reader for the initrd that the guest image is tested with
     "debian-archive-keyring",
     "e2fsprogs",
     "git",
