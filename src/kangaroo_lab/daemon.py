@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import shlex
 import signal
 import subprocess
@@ -18,6 +17,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from kangaroo.linux.process import ended
 
 _log = logging.getLogger(__name__)
 
@@ -117,18 +118,7 @@ def _signal(pids: Sequence[int], number: signal.Signals) -> None:
 
 def _await_end(pids: Sequence[int], timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
-    return all(_ended(pid, deadline - time.monotonic()) for pid in pids)
-
-
-def _ended(pid: int, timeout_s: float) -> bool:
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([pidfd], [], [], max(timeout_s, 0))[0])
-    finally:
-        os.close(pidfd)
+    return all(ended(pid, deadline - time.monotonic()) for pid in pids)
 
 
 def _processes() -> list[int]:

@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kangaroo.linux import process
 from kangaroo.runtime import state
 from kangaroo.runtime.spec_read import CONTAINER_TYPE, SANDBOX_ID
 from kangaroo.runtime.state import ProcessIdentity, SandboxState
@@ -93,17 +93,6 @@ def _connect(address: str, container_id: str) -> task.ConnectResponse:
     return asyncio.run(call())
 
 
-def _wait_gone(pid: int) -> None:
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    assert poll.poll(TIMEOUT_S * 1000)
-    os.close(descriptor)
-
-
 def test_a_pod_has_one_shim(shim: Shim) -> None:
     pod, app = shim.bundle("pod", "pod"), shim.bundle("app", "pod")
     address = shim.start(pod)
@@ -134,7 +123,7 @@ def test_delete_of_the_sandbox_ends_the_shim_and_may_be_repeated(shim: Shim) -> 
     _connect(address, "pod")  # it is up: the signal handlers are set
     daemon = shim.daemon("pod")
     assert shim.delete(pod).exit_status == 137
-    _wait_gone(daemon)
+    assert process.ended(daemon, TIMEOUT_S)
     assert not (shim.state / "pod").exists()
     assert shim.delete(pod).exit_status == 137
 
@@ -171,7 +160,7 @@ def test_delete_leaves_a_guest_that_writes_back_to_a_cleaner(shim: Shim) -> None
 
 def _kill_and_wait(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-    _wait_gone(pid)
+    assert process.ended(pid, TIMEOUT_S)
 
 
 def test_start_replaces_a_dead_shim(shim: Shim) -> None:

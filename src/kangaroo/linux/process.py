@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import selectors
 import shlex
 import signal
@@ -268,6 +269,20 @@ class _Child:
             written = len(self._input)
         self._input = self._input[written:]
         return bool(self._input)
+
+
+def ended(pid: int, timeout_s: float = 0.0) -> bool:
+    """Whether the process is gone or goes within `timeout_s`. A zombie is gone (pidfd_open(2))."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(max(timeout_s, 0) * 1000))
+    finally:
+        os.close(descriptor)
 
 
 def reap_left_behind() -> list[int]:
