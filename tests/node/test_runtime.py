@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
 LINES = 160_000  # `seq` of it is a little more than 1 MiB
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 FINALIZER = "kangaroo.io/observed"
 ANSWER_RESIZE = "trap 'stty size' WINCH; stty size; while :; do sleep 3600 & wait $!; done"
 
@@ -36,8 +37,7 @@ def main_pod() -> pods.Document:
         ),
         container(
             "flaky",
-            "cat /proc/sys/kernel/random/boot_id >> /disk/starts; "
-            f"test $(wc -l < /disk/starts) -ge 2 || exit 3; {IDLE}",
+            f"{BOOT_ID} >> /disk/starts; test $(wc -l < /disk/starts) -ge 2 || exit 5; {IDLE}",
             mounts=scratch,
         ),
         initContainers=[container("prepare", "echo prepared > /disk/init", mounts=scratch)],
@@ -97,6 +97,19 @@ class task_events:  # noqa: N801 - reads as the verb phrase that it is
         self._node.exec(["rm", self.path])
 
 
+def recorded(space: pods.Space) -> list[tuple[str, pods.Document]]:
+    """The topic and the body of each task event so far, in order. A field of value 0 is absent
+    (proto3 in JSON)."""
+    log = space.node.exec(["cat", task_events.path]).stdout.splitlines()
+    heads = [line.partition("{") for line in log if " /tasks/" in line]
+    return [(head.split()[-1], json.loads(mark + rest)) for head, mark, rest in heads]
+
+
+def container_id(space: pods.Space, pod: str, container: str) -> str:
+    """containerd's id of a pod's container."""
+    return str(space.status(pod, container)["containerID"]).removeprefix("containerd://")
+
+
 @pytest.fixture(scope="module")
 def answered(space: pods.Space) -> str:
     """What the container that asks answers `kubectl attach`; then the pod `exits` ends."""
@@ -130,20 +143,27 @@ def test_init_container_ran_first_in_the_same_sandbox(space: pods.Space) -> None
 
 
 def test_all_containers_of_a_pod_share_one_guest(space: pods.Space) -> None:
-    boot_id = "cat /proc/sys/kernel/random/boot_id"
-    ids = {space.say("main", boot_id, container=each) for each in ("worker", "flaky")}
+    waiting.restarted(space, "main", "flaky")
+    ids = {space.say("main", BOOT_ID, container=each) for each in ("worker", "flaky")}
     assert len(ids) == 1
-    assert space.node.exec(["cat", "/proc/sys/kernel/random/boot_id"]).stdout.strip() not in ids
+    assert space.node.exec(BOOT_ID.split()).stdout.strip() not in ids
 
 
 def test_failed_container_is_restarted_in_the_same_guest(space: pods.Space) -> None:
-    # The pod's lastState is not asked for: kubelet's container garbage collection (once a minute;
-    # evictableContainers in Kubernetes 1.35) counts a successor that is created and not yet started
-    # as a dead container, keeps only the newest one of these, and so can remove the record of the
-    # first end.
     waiting.restarted(space, "main", "flaky")
     first, second = space.say("main", "cat /disk/starts", container="flaky").splitlines()
     assert first == second
+    # The status is read from containerd's events, not from the pod's lastState: kubelet's container
+    # garbage collection (once a minute; evictableContainers in Kubernetes 1.35) counts a successor
+    # that is created and not yet started as a dead container, keeps only the newest one of these,
+    # and so can remove the record of the first end.
+    ended = [
+        event["container_id"]
+        for topic, event in recorded(space)
+        if topic == "/tasks/exit" and event.get("exit_status") == 5
+    ]
+    assert len(ended) == 1
+    assert ended != [container_id(space, "main", "flaky")]
 
 
 @pytest.mark.parametrize(
@@ -256,9 +276,8 @@ def test_overhead_of_the_runtime_class_is_on_the_pod(space: pods.Space) -> None:
 
 
 def test_stats_are_of_the_container_in_the_guest(space: pods.Space) -> None:
-    container_id = space.status("main", "worker")["containerID"].removeprefix("containerd://")
-    argv = ["ctr", "--namespace", "k8s.io", "task", "metrics", "--format", "json", container_id]
-    metrics = json.loads(space.node.exec(argv).stdout)
+    argv = ["ctr", "--namespace", "k8s.io", "task", "metrics", "--format", "json"]
+    metrics = json.loads(space.node.exec([*argv, container_id(space, "main", "worker")]).stdout)
     assert metrics["cpu"]["usage_usec"] > 0
     assert 0 < metrics["memory"]["usage"] <= 256 << 20
     assert metrics["memory"]["usage_limit"] == 256 << 20
@@ -270,15 +289,12 @@ def test_port_forward_reaches_the_guest(space: pods.Space) -> None:
 
 
 def test_events_come_in_order(space: pods.Space, answered: str) -> None:
-    statuses = space.get("exits")["status"]["containerStatuses"]
-    log = space.node.exec(["cat", task_events.path]).stdout.splitlines()
-    for status in statuses:
-        container_id = status["containerID"].removeprefix("containerd://")
-        lines = [line for line in log if container_id in line and " /tasks/" in line]
-        topics = [
-            next(word for word in line.split() if word.startswith("/tasks/")) for line in lines
-        ]
+    events = recorded(space)
+    for status in space.get("exits")["status"]["containerStatuses"]:
+        name = status["name"]
+        mine = container_id(space, "exits", name)
+        topics = [topic for topic, event in events if event["container_id"] == mine]
         once = [topic for topic in topics if topic != "/tasks/oom"]
-        assert once[:3] == ["/tasks/create", "/tasks/start", "/tasks/exit"], status["name"]
-        assert once[3:] in ([], ["/tasks/delete"]), status["name"]
-        assert ("/tasks/oom" in topics) == (status["name"] == "hungry")
+        assert once[:3] == ["/tasks/create", "/tasks/start", "/tasks/exit"], name
+        assert once[3:] in ([], ["/tasks/delete"]), name
+        assert ("/tasks/oom" in topics) == (name == "hungry")
