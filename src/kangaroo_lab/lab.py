@@ -23,6 +23,7 @@ from kangaroo_lab.state import DEFAULT_MEMORY_MIB, Shape, Store, default_directo
 
 NODE_READY_TIMEOUT_S = 300
 _MANIFESTS = Path("deploy/kubernetes")
+_CLEAN = "what an ended lab left"
 
 
 @dataclass(slots=True)
@@ -84,20 +85,27 @@ class Lab:
         daemons = self.store.daemons.values()
         return self.store.complete and bool(daemons) and all(one.alive() for one in daemons)
 
-    def up(
-        self, nodes: int = 1, *, memory_mib: int | None = None, steps: Steps | None = None
-    ) -> bool:
+    def ended(self) -> bool:
+        """Whether a lab was here and no process of it lives: killed, or the machine restarted."""
+        daemons = self.store.daemons.values()
+        return self.store.shape is not None and not any(one.session() for one in daemons)
+
+    def up(self, nodes: int = 1, *, memory_mib: int | None = None) -> bool:
         """Bring the lab up; False when it was up already. Builds what is not in the cache.
 
-        Raises FailedPrecondition for a lab that is half up, or up with another number of nodes, and
-        what its parts raise. A lab that failed to come up is left as it is, for its logs; `down`
-        cleans it.
+        What a lab that ended left behind is taken away first. Raises FailedPrecondition for a lab
+        that is half up, or up with another number of nodes, and what its parts raise. A lab that
+        failed to come up is left as it is, for its logs; `down` cleans it.
         """
         with self._locked():
             if self.running() and self.shape.nodes == nodes:
                 return False
+            ended = self.ended()
+            steps = Steps([*([_CLEAN] if ended else []), *_steps(nodes)], logs=self.logs)
+            if ended:
+                with steps.step(_CLEAN):
+                    self._down()
             self._require_nothing()
-            steps = steps or Steps(_steps(nodes), logs=self.logs)
             self._up(nodes, memory_mib, steps)
             return True
 
@@ -114,18 +122,7 @@ class Lab:
             # Without a shape nothing was made here: namespaces would be another directory's lab.
             if self.store.shape is None:
                 return False
-            for daemon in reversed(list(self.store.daemons.values())):
-                # A node's disk is thrown away: nothing is lost with its power.
-                stop(daemon, timeout_s=0 if daemon.name.startswith("node") else 5)
-            leftovers.stop_strays(self.directory)
-            net.remove()
-            for name in ("nodes", "control-plane", "pki", "nas/run"):
-                shutil.rmtree(self.directory / name, ignore_errors=True)
-            remaining = leftovers.find(self.directory)
-            if remaining:
-                raise FailedPrecondition("the lab left behind: " + "; ".join(remaining))
-            self.store = Store(self.directory)
-            self.store.save()
+            self._down()
             return True
 
     def kubectl(
@@ -165,6 +162,20 @@ class Lab:
         with locked(self.directory):
             self.store = Store.load(self.directory)
             yield
+
+    def _down(self) -> None:
+        for daemon in reversed(list(self.store.daemons.values())):
+            # A node's disk is thrown away: nothing is lost with its power.
+            stop(daemon, timeout_s=0 if daemon.name.startswith("node") else 5)
+        leftovers.stop_strays(self.directory)
+        net.remove()
+        for name in ("nodes", "control-plane", "pki", "nas/run"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+        remaining = leftovers.find(self.directory)
+        if remaining:
+            raise FailedPrecondition("the lab left behind: " + "; ".join(remaining))
+        self.store = Store(self.directory)
+        self.store.save()
 
     def _require_nothing(self) -> None:
         if self.store.shape is not None:

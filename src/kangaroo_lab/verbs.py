@@ -86,7 +86,10 @@ def _status(lab: Lab, _: argparse.Namespace) -> int:
     if lab.running():
         print(lab.kubectl("get", "nodes", "-o", "wide").stdout, end="")
         return 0
-    print("The lab is not whole: kangaroo lab down")
+    if lab.ended():
+        print("The lab has ended: kangaroo lab up starts it anew, kangaroo lab down cleans up")
+    else:
+        print("The lab is not whole: kangaroo lab down")
     return 1
 
 

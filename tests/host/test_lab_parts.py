@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from kangaroo.errors import FailedPrecondition
 from kangaroo.linux.netns import run_in
-from kangaroo_lab import artefacts, nas
+from kangaroo_lab import artefacts, daemon, nas
 from kangaroo_lab import network as net
+from kangaroo_lab.lab import Lab
 from kangaroo_lab.nas import Nas
 from kangaroo_lab.network import Network
 from kangaroo_lab.pki import Pki
-from kangaroo_lab.state import Store
+from kangaroo_lab.state import Shape, Store
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
 
@@ -83,6 +85,31 @@ def test_packets_pass_between_nodes(network: Network) -> None:
 def test_removing_twice_is_fine(network: Network) -> None:
     net.remove()
     net.remove()
+
+
+def test_a_lab_that_ended_is_cleaned_before_the_next(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab.open(tmp_path)
+    lab.store.shape = Shape(nodes=2, network=network)
+    part = daemon.start("etcd", ["sleep", "300"], log=lab.logs / "etcd.log")
+    lab.store.remember_daemon(part)
+    (tmp_path / "nodes").mkdir()
+    found = []
+    monkeypatch.setattr(
+        Lab, "_up", lambda lab, *_: found.extend([lab.store.shape, net.exists(net.LAB)])
+    )
+    try:
+        with pytest.raises(FailedPrecondition, match="not as asked"):
+            lab.up()
+        assert not lab.ended()
+    finally:
+        daemon.stop(part, timeout_s=0)
+    assert lab.ended()
+    assert lab.up() is True
+    assert found == [None, False]
+    assert not (tmp_path / "nodes").exists()
+    assert not net.exists(net.NAS)
 
 
 def test_the_nas_serves_stops_and_starts_again(server: Nas) -> None:
