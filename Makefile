@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 LOCKS := requirements/dev.txt requirements/node.txt pyproject.toml
 BOOTSTRAP := PYTHONPATH=src $(PYTHON) -m kangaroo_lab.bootstrap
 
-.PHONY: help venv bootstrap check format test test-unit test-protocol test-host test-node \
+.PHONY: help venv bootstrap check format test test-unit test-protocol test-host test-node csi-sanity \
         lab demo bench proto lock clean
 
 help: ## list the targets
@@ -54,6 +54,9 @@ test-host: bootstrap ## the host tier: root, namespaces, mounts, QEMU
 
 test-node: bootstrap ## the node tier: the lab, end to end
 	$(BIN)/pytest tests/node
+
+csi-sanity: bootstrap ## the CSI project's conformance suite against the driver, in the lab
+	$(BIN)/pytest tests/node/test_csi_sanity.py
 
 lab: bootstrap ## bring the lab up and leave it up
 	$(BIN)/kangaroo lab up

@@ -36,11 +36,12 @@ class KangarooError(Exception):
 
 
 class InvalidRequest(KangarooError):
-    """Input that cannot be accepted. `field` names where it stands."""
+    """Input that cannot be accepted. `field` names where it stands, `reason` why."""
 
     def __init__(self, field: str, reason: str, *, hint: str | None = None) -> None:
         super().__init__(f"{field}: {reason}", hint=hint)
         self.field = field
+        self.reason = reason
 
 
 class NotFound(KangarooError):

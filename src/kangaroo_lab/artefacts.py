@@ -88,6 +88,17 @@ def kubernetes() -> Path:
     return cache.artefact("kubernetes", inputs, build)
 
 
+def csi_sanity() -> Path:
+    """The program `csi-sanity`, the CSI project's conformance suite."""
+
+    def build(output: Path) -> None:
+        package = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"
+        gobuild.build("csi-sanity", [package], output)
+
+    inputs = cache.digest(gobuild.sources("csi-sanity"))
+    return cache.artefact("csi-sanity", inputs, build) / "csi-sanity"
+
+
 def node_root() -> Path:
     """A directory with the node's `disk.raw`, `vmlinuz` and `initrd.img`; see `nodeimage`.
 
@@ -156,6 +167,7 @@ def everything() -> Mapping[str, Callable[[], object]]:
         "container images": oci_images,
         "guest image": guest_image,
         "node disk": node_root,
+        "csi-sanity": csi_sanity,
         "Kubernetes": kubernetes,
     }
 

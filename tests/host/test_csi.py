@@ -138,7 +138,8 @@ def test_identity(driver: Driver) -> None:
     info = driver.identity.GetPluginInfo(csi.GetPluginInfoRequest())
     assert (info.name, info.vendor_version) == ("nas.test", __version__)
     capabilities = driver.identity.GetPluginCapabilities(csi.GetPluginCapabilitiesRequest())
-    assert list(capabilities.capabilities) == []
+    kinds = [capability.WhichOneof("type") for capability in capabilities.capabilities]
+    assert kinds == ["service", "volume_expansion"]
     assert driver.identity.Probe(csi.ProbeRequest()).ready.value is True
 
 

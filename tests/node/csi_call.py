@@ -25,7 +25,9 @@ SOCKET = "unix:/var/lib/kubelet/plugins/nasplugin.csi.alibabacloud.com/csi.sock"
 
 def call(channel: grpc.Channel, one: dict[str, Any]) -> dict[str, Any]:
     method: str = one["method"]
-    stub = csi_pb2_grpc.NodeStub(channel)  # type: ignore[no-untyped-call]
+    node = method.startswith("Node")
+    service = csi_pb2_grpc.NodeStub if node else csi_pb2_grpc.ControllerStub
+    stub = service(channel)
     request = getattr(csi_pb2, f"{method}Request")()
     json_format.ParseDict(one["request"], request)
     started = time.monotonic()

@@ -2,115 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.node import pods
-
-from kangaroo.linux import mountinfo
+from tests.node.csi_driver import KUBELET_S, UNIT, Driver, driving
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
-    from kangaroo_lab.node import Node
 
-SCRIPT = Path(__file__).with_name("csi_call.py")
-REMOTE_SCRIPT = "/run/csi_call.py"
-UNIT = "kangaroo-csi"
 # The driver's own deadline of one mount, its clean-up, and the emulated node's slowness.
 MOUNT_S = 60 + 20
-# Kubelet's deadline of a call.
-KUBELET_S = 120
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: str
-    message: str
-    seconds: float
-    response: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Driver:
-    """The driver of one node, and a directory of the node for targets."""
-
-    lab: Lab
-    node: Node
-    root: str
-
-    def rounds(self, *rounds: Sequence[Mapping[str, Any]]) -> list[list[Answer]]:
-        """Make the calls of a round at once, each from its own thread, and round after round."""
-        command = ["env", "PYTHONPATH=/opt/kangaroo/lib", "python3", REMOTE_SCRIPT]
-        timeout_s = len(rounds) * KUBELET_S + 60
-        done = self.node.exec(command, input=json.dumps(rounds), timeout_s=timeout_s)
-        return [[Answer(**answer) for answer in answers] for answers in json.loads(done.stdout)]
-
-    def calls(self, *calls: Mapping[str, Any]) -> list[Answer]:
-        return self.rounds(calls)[0]
-
-    def target(self, name: str) -> str:
-        return f"{self.root}/{name}"
-
-    def publishing(
-        self,
-        name: str,
-        *,
-        read_only: bool = False,
-        flags: Sequence[str] = (),
-        timeout_s: float = KUBELET_S,
-        **attributes: str,
-    ) -> dict[str, Any]:
-        asked = {"server": self.lab.nas.address, "path": "/csi"} | attributes
-        request = {
-            "volume_id": name,
-            "target_path": self.target(name),
-            "readonly": read_only,
-            "volume_context": asked,
-            "volume_capability": {
-                "mount": {"mount_flags": list(flags)},
-                "access_mode": {"mode": "MULTI_NODE_MULTI_WRITER"},
-            },
-        }
-        return {"method": "NodePublishVolume", "request": request, "timeout_s": timeout_s}
-
-    def unpublishing(self, name: str) -> dict[str, Any]:
-        request = {"volume_id": name, "target_path": self.target(name)}
-        return {"method": "NodeUnpublishVolume", "request": request, "timeout_s": KUBELET_S}
-
-    def publish(self, name: str, **rest: Any) -> Answer:
-        (answer,) = self.calls(self.publishing(name, **rest))
-        return answer
-
-    def unpublish(self, name: str) -> Answer:
-        (answer,) = self.calls(self.unpublishing(name))
-        return answer
-
-    def mounted(self, name: str) -> mountinfo.MountEntry | None:
-        table = self.node.exec(["cat", "/proc/1/mountinfo"]).stdout
-        return mountinfo.at(self.target(name), mountinfo.parse(table))
-
-    def left(self) -> list[str]:
-        """Targets that are there, and mounts of them."""
-        table = mountinfo.parse(self.node.exec(["cat", "/proc/1/mountinfo"]).stdout)
-        mounts = [e.mount_point for e in table if e.mount_point.startswith(self.root)]
-        return self.node.exec(["ls", "-A", self.root]).stdout.split() + mounts
 
 
 @pytest.fixture(scope="module")
 def driver(lab: Lab) -> Iterator[Driver]:
-    node = lab.nodes["node1"]
-    node.copy_to(SCRIPT, REMOTE_SCRIPT)
-    driver = Driver(lab, node, f"/run/kangaroo-csi-test-{secrets.token_hex(2)}")
-    node.exec(["mkdir", driver.root])
-    yield driver
-    assert driver.left() == []
-    node.exec(["rmdir", driver.root])
+    with driving(lab) as found:
+        yield found
 
 
 @pytest.fixture

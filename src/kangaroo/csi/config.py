@@ -33,6 +33,8 @@ class Config:
     mode_timeout_s: float = 30.0
     unmount_timeout_s: float = 15.0  # of each step of the escalation
     probe_timeout_s: float = 5.0
+    operation_timeout_s: float = 100.0  # of the Controller service on a share, mount and all
+    work_dir: str = "/run/kangaroo/csi"
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -40,11 +42,11 @@ class Config:
             raise InvalidRequest("driver_name", f"{self.driver_name!r} is not a CSI driver name")
         if self.log_level not in _LOG_LEVELS:
             raise InvalidRequest("log_level", f"{self.log_level!r} is not in {_LOG_LEVELS}")
-        for name in ("mount", "mode", "unmount", "probe"):
+        for name in ("mount", "mode", "unmount", "probe", "operation"):
             key = f"{name}_timeout_s"
             if not 0 < getattr(self, key) <= 3600:
                 raise InvalidRequest(key, "not between 0 and 3600 seconds")
-        for key in ("endpoint", "kubelet_plugins_dir", "kubelet_registry_dir"):
+        for key in ("endpoint", "kubelet_plugins_dir", "kubelet_registry_dir", "work_dir"):
             value = getattr(self, key)
             if value and not value.startswith("/"):
                 raise InvalidRequest(key, f"{value!r} is not an absolute path")

@@ -22,8 +22,14 @@ class Identity(csi_pb2_grpc.IdentityServicer):
     async def GetPluginCapabilities(
         self, request: csi.GetPluginCapabilitiesRequest, context: Context
     ) -> csi.GetPluginCapabilitiesResponse:
-        """None: no controller service, volumes can be reached from every node."""
-        return csi.GetPluginCapabilitiesResponse()
+        """Volumes are made, and grow while they are used; every node reaches them."""
+        kind = csi.PluginCapability
+        return csi.GetPluginCapabilitiesResponse(
+            capabilities=[
+                kind(service=kind.Service(type=kind.Service.CONTROLLER_SERVICE)),
+                kind(volume_expansion=kind.VolumeExpansion(type=kind.VolumeExpansion.ONLINE)),
+            ]
+        )
 
     async def Probe(self, request: csi.ProbeRequest, context: Context) -> csi.ProbeResponse:
         return csi.ProbeResponse(ready=wrappers_pb2.BoolValue(value=True))

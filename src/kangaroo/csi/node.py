@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from kangaroo.csi import targets
+import contextlib
+from pathlib import Path
+
+from kangaroo.csi import requests, single_writer, targets
 from kangaroo.csi.config import Config
 from kangaroo.csi.context import Context
-from kangaroo.errors import InvalidRequest
+from kangaroo.csi.locks import Locks
+from kangaroo.errors import InvalidRequest, NotFound
 from kangaroo.nas import volume as nas_volume
 from kangaroo.wire.gen import csi_pb2 as csi
 from kangaroo.wire.gen import csi_pb2_grpc
 
 _Mode = csi.VolumeCapability.AccessMode
 _READER_MODES = (_Mode.SINGLE_NODE_READER_ONLY, _Mode.MULTI_NODE_READER_ONLY)
-_FSTYPES = ("", "nfs", "nfs4")
 _CAPABILITIES = (
     csi.NodeServiceCapability.RPC.GET_VOLUME_STATS,
     csi.NodeServiceCapability.RPC.SINGLE_NODE_MULTI_WRITER,
 )
-_ID_LIMIT_BYTES = 128  # "Size Limits" of the specification, for fields that say nothing else
 _PATH_LIMIT_BYTES = 4096
 
 
 class Node(csi_pb2_grpc.NodeServicer):
     def __init__(self, config: Config) -> None:
         self._node_id = config.effective_node_id
-        self._locks = targets.TargetLocks()
+        self._locks = Locks()
+        self._claims = Path(config.work_dir) / "single-writer"
         self._timeouts = targets.Timeouts(
             mount_s=config.mount_timeout_s,
             mode_s=config.mode_timeout_s,
@@ -36,12 +39,16 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, request: csi.NodePublishVolumeRequest, context: Context
     ) -> csi.NodePublishVolumeResponse:
         """Mount the volume on target_path. A repeat is OK, one that differs is ALREADY_EXISTS."""
-        _check_id(request.volume_id)
+        requests.check_id(request.volume_id)
         target = _target(request.target_path, "target_path")
-        flags = _check_capability(request.volume_capability, present=_has_capability(request))
+        flags = requests.mount_flags(request)
         read_only = request.readonly or request.volume_capability.access_mode.mode in _READER_MODES
         volume = nas_volume.parse(request.volume_context, flags, read_only=read_only)
-        async with self._locks.hold(target):
+        async with contextlib.AsyncExitStack() as held:
+            if request.volume_capability.access_mode.mode == _Mode.SINGLE_NODE_SINGLE_WRITER:
+                await held.enter_async_context(self._locks.hold(request.volume_id))
+                single_writer.claim(self._claims, request.volume_id, target)
+            await held.enter_async_context(self._locks.hold(target))
             await targets.publish(volume, target, self._timeouts)
         return csi.NodePublishVolumeResponse()
 
@@ -49,17 +56,20 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, request: csi.NodeUnpublishVolumeRequest, context: Context
     ) -> csi.NodeUnpublishVolumeResponse:
         """Take away what is mounted on target_path, and the directory. A repeat is OK."""
-        _check_id(request.volume_id)
+        requests.check_id(request.volume_id)
         target = _target(request.target_path, "target_path")
         async with self._locks.hold(target):
             await targets.unpublish(target, self._timeouts)
+            single_writer.release(self._claims, request.volume_id, target)
         return csi.NodeUnpublishVolumeResponse()
 
     async def NodeGetVolumeStats(
         self, request: csi.NodeGetVolumeStatsRequest, context: Context
     ) -> csi.NodeGetVolumeStatsResponse:
         """Bytes and inodes of a volume that is mounted on this node."""
-        _check_id(request.volume_id)
+        requests.check_id(request.volume_id)
+        if request.volume_path and not request.volume_path.startswith("/"):
+            raise NotFound(f"nothing is published on {request.volume_path!r}, which is no target")
         target = _target(request.volume_path, "volume_path")
         total, free, available, inodes, free_inodes = await targets.statistics(
             target, self._timeouts
@@ -94,13 +104,6 @@ class Node(csi_pb2_grpc.NodeServicer):
         return csi.NodeGetInfoResponse(node_id=self._node_id)
 
 
-def _check_id(volume_id: str) -> None:
-    if not volume_id:
-        raise InvalidRequest("volume_id", "missing")
-    if len(volume_id.encode()) > _ID_LIMIT_BYTES:
-        raise InvalidRequest("volume_id", f"longer than {_ID_LIMIT_BYTES} bytes")
-
-
 def _target(path: str, field: str) -> str:
     if not path:
         raise InvalidRequest(field, "missing")
@@ -112,21 +115,3 @@ def _target(path: str, field: str) -> str:
     if target == "/":
         raise InvalidRequest(field, "the root directory is not a target")
     return target
-
-
-def _has_capability(request: csi.NodePublishVolumeRequest) -> bool:
-    return request.HasField("volume_capability")
-
-
-def _check_capability(capability: csi.VolumeCapability, *, present: bool) -> list[str]:
-    """The mount flags of a capability that this driver has."""
-    field = "volume_capability"
-    if not present:
-        raise InvalidRequest(field, "missing")
-    if capability.WhichOneof("access_type") == "block":
-        raise InvalidRequest(field, "a NAS volume is a file system, not a block device")
-    if capability.access_mode.mode == _Mode.UNKNOWN:
-        raise InvalidRequest(f"{field}.access_mode", "missing")
-    if capability.mount.fs_type not in _FSTYPES:
-        raise InvalidRequest(f"{field}.fs_type", f"{capability.mount.fs_type!r} is not nfs")
-    return list(capability.mount.mount_flags)

@@ -35,7 +35,7 @@ async def serving(config: Config) -> AsyncIterator[None]:
             Identity(config.driver_name), server
         )
         csi_pb2_grpc.add_ControllerServicer_to_server(  # type: ignore[no-untyped-call]
-            Controller(), server
+            Controller(config), server
         )
         csi_pb2_grpc.add_NodeServicer_to_server(  # type: ignore[no-untyped-call]
             Node(config), server

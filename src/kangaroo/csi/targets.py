@@ -6,16 +6,13 @@ may be a dead mount; what must touch one is a child process with a deadline.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import os
 import stat
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kangaroo.csi import mount_errors
+from kangaroo.csi import mount_errors, mount_helper
 from kangaroo.errors import (
     AlreadyExists,
     CommandFailed,
@@ -25,7 +22,6 @@ from kangaroo.errors import (
     Unavailable,
 )
 from kangaroo.linux import mountinfo, process
-from kangaroo.nas import options
 from kangaroo.nas.guest_mount import is_nas
 from kangaroo.nas.placeholder import is_placeholder
 from kangaroo.nas.volume import NasVolume
@@ -46,26 +42,6 @@ class Timeouts:
     mode_s: float
     unmount_s: float
     probe_s: float
-
-
-class TargetLocks:
-    """One lock per target path: calls for different targets never wait for each other."""
-
-    def __init__(self) -> None:
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._users: dict[str, int] = {}
-
-    @contextlib.asynccontextmanager
-    async def hold(self, target: str) -> AsyncIterator[None]:
-        lock = self._locks.setdefault(target, asyncio.Lock())
-        self._users[target] = self._users.get(target, 0) + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            self._users[target] -= 1
-            if not self._users[target]:
-                del self._users[target], self._locks[target]
 
 
 def canonical(target: str) -> str:
@@ -174,10 +150,8 @@ def _make_directory(target: str) -> bool:
 
 
 async def _mount(volume: NasVolume, target: str, timeouts: Timeouts) -> None:
-    mount_options = ",".join((volume.option_string, *_helper_options(volume)))
-    command = ("mount", "-t", "nfs", "-o", mount_options, volume.source, target)
     try:
-        await process.run(command, timeout_s=timeouts.mount_s)
+        await process.run(mount_helper.command(volume, target), timeout_s=timeouts.mount_s)
     except CommandFailed as error:
         raise mount_errors.from_command(volume, error) from error
     except DeadlineExceeded as error:
@@ -189,20 +163,6 @@ async def _mount(volume: NasVolume, target: str, timeouts: Timeouts) -> None:
     entry = mountinfo.at(target, mountinfo.read())
     if entry is None or not is_nas(entry):
         raise FailedPrecondition(f"mount of {volume.source} succeeded, but {target} is not NFS")
-
-
-def _helper_options(volume: NasVolume) -> list[str]:
-    """Options for mount.nfs alone, unless the volume says otherwise.
-
-    `retry=0`: it would try again for two minutes, as long as kubelet waits; kubelet tries again
-    itself. `mountproto=tcp`: it would ask mountd over UDP first, which costs seconds where UDP is
-    filtered.
-    """
-    about = {options.key_of(option) for option in volume.options}
-    helper = [] if "retry" in about else ["retry=0"]
-    if volume.version == "3" and not about & {"proto", "mountproto"}:
-        helper.append("mountproto=tcp")
-    return helper
 
 
 async def _set_mode(volume: NasVolume, target: str, timeouts: Timeouts) -> None:

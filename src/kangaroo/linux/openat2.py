@@ -11,6 +11,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _SYS_OPENAT2 = 437  # the same number on every architecture; Linux 5.6
 _RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 
 
@@ -22,13 +23,15 @@ class _OpenHow(ctypes.Structure):
     )
 
 
-def open_beneath(dirfd: int, relative: str, flags: int) -> int:
+def open_beneath(dirfd: int, relative: str, flags: int, *, follow: bool = True) -> int:
     """Open `relative` beneath the directory `dirfd`; the descriptor is close-on-exec.
 
     Symbolic links are followed while they stay beneath; an absolute one, or `..` that leaves, is
-    EXDEV. "" and "." are the directory itself. Raises OSError naming `relative`.
+    EXDEV. Without `follow`, any is ELOOP. "" and "." are the directory itself. Raises OSError
+    naming `relative`.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | (0 if follow else _RESOLVE_NO_SYMLINKS)
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     fd: int = _libc.syscall(
         ctypes.c_long(_SYS_OPENAT2),
         ctypes.c_int(dirfd),
@@ -42,39 +45,37 @@ def open_beneath(dirfd: int, relative: str, flags: int) -> int:
     return fd
 
 
-def ensure_directory_beneath(dirfd: int, relative: str, mode: int) -> int:
+def ensure_directory_beneath(dirfd: int, relative: str, mode: int, *, follow: bool = True) -> int:
     """Open the directory `relative` beneath `dirfd` (O_PATH), creating what is missing of it with
     `mode`.
 
     The mode holds whatever the umask is. Components are created one by one, each in a directory
-    that was itself opened beneath `dirfd`; `..` is not accepted in what has to be created. Raises
-    OSError.
+    that was itself opened beneath `dirfd`; `..` is not accepted in what has to be created. `follow`
+    as in `open_beneath`. Raises OSError.
     """
     flags = os.O_PATH | os.O_DIRECTORY
     parts = [part for part in relative.split("/") if part not in ("", ".")]
     current = open_beneath(dirfd, ".", flags)
     for depth, part in enumerate(parts, 1):
         try:
-            following = _enter(dirfd, current, "/".join(parts[:depth]), part, mode)
+            following = _enter(dirfd, current, "/".join(parts[:depth]), part, mode, follow=follow)
         finally:
             os.close(current)
         current = following
     return current
 
 
-def _enter(dirfd: int, parent: int, path: str, part: str, mode: int) -> int:
+def _enter(dirfd: int, parent: int, path: str, part: str, mode: int, *, follow: bool) -> int:
     flags = os.O_PATH | os.O_DIRECTORY
     try:
-        return open_beneath(dirfd, path, flags)
+        return open_beneath(dirfd, path, flags, follow=follow)
     except FileNotFoundError:
         pass
     try:
         os.mkdir(part, mode, dir_fd=parent)
-    except (
-        FileExistsError
-    ):  # made by somebody else meanwhile, or a dangling link: the next open tells
-        return open_beneath(dirfd, path, flags)
-    made = open_beneath(dirfd, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileExistsError:  # made by somebody else, or a dangling link: the next open tells
+        return open_beneath(dirfd, path, flags, follow=follow)
+    made = open_beneath(dirfd, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, follow=follow)
     try:
         os.fchmod(made, mode)
         return open_beneath(made, ".", flags)

@@ -1,0 +1,47 @@
+"""What the requests of the Node and the Controller service have in common, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kangaroo.csi.volume_id import LIMIT_BYTES
+from kangaroo.errors import InvalidRequest
+from kangaroo.wire.gen import csi_pb2 as csi
+
+_FSTYPES = ("", "nfs", "nfs4")
+
+
+def check_id(volume_id: str) -> None:
+    """Raises InvalidRequest for an id that is missing or longer than the specification allows."""
+    if not volume_id:
+        raise InvalidRequest("volume_id", "missing")
+    if len(volume_id.encode()) > LIMIT_BYTES:
+        raise InvalidRequest("volume_id", f"longer than {LIMIT_BYTES} bytes")
+
+
+def mount_flags(request: csi.NodePublishVolumeRequest) -> list[str]:
+    """The mount flags of the one capability of a request. Raises InvalidRequest."""
+    if not request.HasField("volume_capability"):
+        raise InvalidRequest("volume_capability", "missing")
+    check_capability(request.volume_capability, "volume_capability")
+    return list(request.volume_capability.mount.mount_flags)
+
+
+def check_capabilities(capabilities: Iterable[csi.VolumeCapability]) -> None:
+    """Raises InvalidRequest for none, or for one that this driver has not."""
+    field = "volume_capabilities"
+    present = list(capabilities)
+    if not present:
+        raise InvalidRequest(field, "missing")
+    for capability in present:
+        check_capability(capability, field)
+
+
+def check_capability(capability: csi.VolumeCapability, field: str) -> None:
+    """Raises InvalidRequest for a capability that this driver has not."""
+    if capability.WhichOneof("access_type") == "block":
+        raise InvalidRequest(field, "a NAS volume is a file system, not a block device")
+    if capability.access_mode.mode == csi.VolumeCapability.AccessMode.UNKNOWN:
+        raise InvalidRequest(f"{field}.access_mode", "missing")
+    if capability.mount.fs_type not in _FSTYPES:
+        raise InvalidRequest(f"{field}.fs_type", f"{capability.mount.fs_type!r} is not nfs")
