@@ -257,6 +257,19 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.parametrize("target", ["other", "../share/other"])
+def test_a_link_to_another_volume_is_not_followed(share: Share, target: str) -> None:
+    share.create(replace(RECORD, name="pvc-2", subdir="other/pvc-1"), OTHER)
+    share.create()
+    shutil.rmtree(share.path / "a")
+    (share.path / "a").symlink_to(target)
+    with pytest.raises(OSError, match="a"):
+        share.delete()
+    with pytest.raises(OSError, match="a"):
+        share.create(replace(RECORD, name="pvc-3", subdir="a/new"), token_of("pvc-3"))
+    assert share.tree() == ["a", "other", "other/pvc-1"]
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(entries=ENTRIES, steps=STEPS)
 def test_nothing_outside_a_hostile_share_is_touched(
