@@ -159,17 +159,50 @@ def oci_images() -> list[Path]:
     return sorted(cache.artefact("oci-images", inputs, build).glob("*.tar"))
 
 
+def sidecar_images() -> list[Path]:
+    """Image archives of the CSI project's sidecars, by the names that `deploy/` asks for."""
+
+    def build(output: Path) -> None:
+        programs = output / "programs"
+        programs.mkdir()
+        packages = [f"{module}/cmd/{name}" for name, module in _SIDECARS.items()]
+        gobuild.build("sidecars", packages, programs)
+        for name, module in _SIDECARS.items():
+            image = images.Image(
+                names=[f"{_SIDECAR_REGISTRY}/{name}:{gobuild.version('sidecars', module)}"],
+                files={name: (0o755, (programs / name).read_bytes())},
+                entrypoint=[f"/{name}"],
+            )
+            images.write(image, output / f"{name}.tar")
+        shutil.rmtree(programs)
+
+    recipe = Path(images.__file__).read_bytes()
+    inputs = cache.digest(recipe, _SIDECAR_REGISTRY, *_SIDECARS, gobuild.sources("sidecars"))
+    return sorted(cache.artefact("sidecar-images", inputs, build).glob("*.tar"))
+
+
+_SIDECAR_REGISTRY = "registry.k8s.io/sig-storage"
+_SIDECARS = {
+    "csi-provisioner": "github.com/kubernetes-csi/external-provisioner/v6",
+    "csi-resizer": "github.com/kubernetes-csi/external-resizer/v2",
+}
+
+
 def everything() -> Mapping[str, Callable[[], object]]:
-    """All artefacts by the name of the step that builds them, quick ones first."""
+    """What a lab is made of, by the name of the step that builds it, quick ones first."""
     return {
         "host tools": host_tools,
         "node Python libraries": node_python,
         "container images": oci_images,
         "guest image": guest_image,
         "node disk": node_root,
-        "csi-sanity": csi_sanity,
         "Kubernetes": kubernetes,
     }
+
+
+def for_tests() -> Mapping[str, Callable[[], object]]:
+    """What only the node tests put into a lab, likewise."""
+    return {"csi-sanity": csi_sanity, "CSI sidecars": sidecar_images}
 
 
 def _kubernetes_stamps() -> list[str]:

@@ -60,6 +60,15 @@ def sources(module: str) -> str:
     return cache.digest_files(root, (path for path in root.rglob("*") if path.is_file()))
 
 
+def version(module: str, dependency: str) -> str:
+    """The version of `dependency` that the data module's go.mod requires, such as v1.2.3."""
+    for line in (module_dir(module) / "go.mod").read_text().splitlines():
+        words = line.removeprefix("require").split()
+        if words[:1] == [dependency]:
+            return words[1]
+    raise LookupError(f"{module}/go.mod does not require {dependency}")
+
+
 def suitable(version: str) -> bool:
     """Whether `go version`'s answer is of a Go that can fetch newer ones by itself."""
     match = re.search(r"\bgo(\d+)\.(\d+)", version)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,8 +110,11 @@ class Lab:
             return True
 
     def build(self) -> None:
-        """Build what `up` needs and the cache has not, without touching what runs."""
-        _build(Steps([*artefacts.everything()], logs=self.logs))
+        """Build what `up` and the node tests need and the cache has not, without touching what
+        runs.
+        """
+        wanted = {**artefacts.everything(), **artefacts.for_tests()}
+        _build(wanted, Steps([*wanted], logs=self.logs))
 
     def down(self) -> bool:
         """Take everything away but logs and the NAS's data; False when there was nothing.
@@ -200,7 +203,7 @@ class Lab:
         )
 
     def _up(self, nodes: int, memory_mib: int | None, steps: Steps) -> None:
-        _build(steps)
+        _build(artefacts.everything(), steps)
         with steps.step("network"):
             self._shape(nodes, memory_mib)
             net.create(self.shape.network)
@@ -270,8 +273,8 @@ class Lab:
         self.kubectl("wait", "--for=create", *account)
 
 
-def _build(steps: Steps) -> None:
-    for name, build in artefacts.everything().items():
+def _build(wanted: Mapping[str, Callable[[], object]], steps: Steps) -> None:
+    for name, build in wanted.items():
         with steps.step(name):
             build()
 

@@ -56,28 +56,34 @@ def condition(space: pods.Space, what: str, *names: str, timeout_s: float) -> No
 
 
 def event(
-    space: pods.Space, pod: str, pattern: str, *, timeout_s: float, reason: str = ".*"
+    space: pods.Space,
+    name: str,
+    pattern: str,
+    *,
+    timeout_s: float,
+    reason: str = ".*",
+    kind: str = "Pod",
 ) -> pods.Event:
-    """Wait for an event of `pod` whose message matches `pattern`, past ones included."""
+    """Wait for an event of an object whose message matches `pattern`, past ones included."""
     seen = []
-    for each in _events(space, pod, timeout_s=timeout_s):
+    for each in _events(space, kind, name, timeout_s=timeout_s):
         if re.fullmatch(reason, each.reason) and re.search(pattern, each.message):
             return each
         seen.append(f"{each.reason}: {each.message}")
     shown = "\n".join(seen) or "none"
     raise AssertionError(
-        f"{pod}: no event that matches {pattern!r} in {timeout_s} s; events:\n{shown}"
+        f"{name}: no event that matches {pattern!r} in {timeout_s} s; events:\n{shown}"
     )
 
 
-def _events(space: pods.Space, pod: str, *, timeout_s: float) -> Iterator[pods.Event]:
-    """The events of a pod as they come. Ends at the deadline."""
+def _events(space: pods.Space, kind: str, name: str, *, timeout_s: float) -> Iterator[pods.Event]:
+    """The events of an object as they come. Ends at the deadline."""
     argv = space.argv(
         "get",
         "events",
         "--watch",
         "--output=json",
-        f"--field-selector=involvedObject.kind=Pod,involvedObject.name={pod}",
+        f"--field-selector=involvedObject.kind={kind},involvedObject.name={name}",
     )
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as watch:
         assert watch.stdout is not None

@@ -1,0 +1,10 @@
+// What the lab runs of the CSI project's sidecars, named so that the module pins it.
+
+//go:build tools
+
+package tools
+
+import (
+	_ "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner"
+	_ "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer"
+)
