@@ -250,8 +250,8 @@ def test_a_placeholder_counts_as_published(driver: Driver, target: Path) -> None
         driver.node.NodeGetVolumeStats,
         csi.NodeGetVolumeStatsRequest(volume_id="nas-pv", volume_path=str(target)),
     )
-    assert code is Code.FAILED_PRECONDITION
-    assert "guest" in text
+    assert code is Code.UNAVAILABLE
+    assert "no sandbox has it" in text
     unpublish(driver, target)
     assert not target.exists()
 

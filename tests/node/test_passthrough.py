@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +18,8 @@ from kangaroo.nas import placeholder
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
+# Kubelet's volumeStatsAggPeriod is a minute, and the first look may come before the takeover.
+STATS_S = 180
 OPTIONS = "noresvport,nolock,rsize=65536,wsize=65536,timeo=700"
 NFS = ("nfs", "nfs4")
 STOP_WITH_3 = "trap 'exit 3' TERM; while :; do sleep 3600 & wait $!; done"
@@ -138,6 +143,36 @@ def test_version_4_is_mounted_in_the_guest(space: pods.Space) -> None:
     assert "vers=4.1" in options.split(",")
     assert f"clientaddr={space.get('direct')['status']['podIP']}" in options.split(",")
     assert space.say("direct", "cat /four/existing/file") == "was there"
+
+
+@pytest.mark.timeout(STATS_S + 60)
+def test_kubelet_shows_the_figures_of_the_nas(space: pods.Space) -> None:
+    """Not those of the placeholder, which is a tmpfs of one page."""
+    server = os.statvfs(space.lab.nas.root)
+    for volume in ("nas", "four"):
+        found = kubelet_figures(space, "direct", volume)
+        # Counted in blocks of the mount's own size.
+        whole = server.f_blocks * server.f_frsize
+        assert found["capacityBytes"] == pytest.approx(whole, rel=1e-3)
+        assert found["inodes"] == server.f_files
+        assert 0 < found["usedBytes"] < found["capacityBytes"]
+
+
+def kubelet_figures(space: pods.Space, name: str, volume: str) -> dict[str, int]:
+    """What kubelet's summary says of a pod's volume. It looks once a minute, and has no watch."""
+    uid = space.uid(name)
+    deadline = time.monotonic() + STATS_S
+    path = "/api/v1/nodes/node1/proxy/stats/summary"
+    while time.monotonic() < deadline:
+        summary = json.loads(space.lab.kubectl("get", "--raw", path).stdout)
+        mine = (each for each in summary["pods"] if each["podRef"]["uid"] == uid)
+        volumes = [each for pod in mine for each in pod.get("volume", ())]
+        for each in volumes:
+            if each["name"] == volume and "capacityBytes" in each:
+                figures: dict[str, int] = each
+                return figures
+        time.sleep(1)
+    raise AssertionError(f"no figures of {volume} in {STATS_S} s; there are {volumes}")
 
 
 def test_existing_sub_path(space: pods.Space) -> None:

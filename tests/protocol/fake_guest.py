@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kangaroo.errors import NotFound
 from kangaroo.runtime.agent_client import AgentClient
 from kangaroo.wire.agent_protocol import SERVICE, Method, decode, encode
 from kangaroo.wire.connection import RequestReceived, ServerConnection
@@ -131,7 +132,17 @@ ANSWERS: dict[Method, dict[str, Any]] = {
     Method.LIST_PIDS: {"pids": [1, 7]},
     Method.CONTAINER_STATS: STATS,
     Method.SHUTDOWN: {"volumes": []},
+    Method.VOLUME_STATS: {
+        "total_bytes": 500,
+        "free_bytes": 300,
+        "available_bytes": 200,
+        "total_inodes": 50,
+        "free_inodes": 40,
+        "mountstats": "",
+    },
 }
+# Where the placeholder of the guest's one NAS volume stands on the node.
+PLACEHOLDER = "/var/lib/kubelet/pods/1/mount"
 
 
 class Log(list[str]):
@@ -247,6 +258,11 @@ class FakeSandbox:
         await self.agent.aclose()
         for streams in self.hub.issued:
             streams.close()
+
+    async def volume_stats(self, path: str, timeout_s: float) -> dict[str, Any]:
+        if path != PLACEHOLDER:
+            raise NotFound(f"no NAS volume of {path}")
+        return await self.agent.volume_stats(volume_id="nas", timeout_s=timeout_s)
 
     async def pause(self) -> None:
         self.log.append("pause")

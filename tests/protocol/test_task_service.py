@@ -25,6 +25,7 @@ from kangaroo.runtime.events import EventPublisher
 from kangaroo.runtime.pod import Pod
 from kangaroo.runtime.spec_read import CONTAINER_TYPE, SANDBOX_ID
 from kangaroo.runtime.task_service import SERVICE, TaskService
+from kangaroo.runtime.volume_service import VolumeService
 from kangaroo.wire.aio import Client, RpcError, Server
 from kangaroo.wire.envelope import Status
 from kangaroo.wire.gen import event_service_pb2, metrics_pb2, task_events_pb2
@@ -129,7 +130,8 @@ async def running(directory: Path) -> AsyncIterator[Containerd]:
         pod = Pod(booter(tasks, sandboxes, log), publisher.publish, background)
         service = TaskService(pod, background, shutdown.set)
         near, far = socket.socketpair()
-        serving = tasks.create_task(Server(service.handlers()).serve_connection(far))
+        server = Server({**service.handlers(), **VolumeService(pod).handlers()})
+        serving = tasks.create_task(server.serve_connection(far))
         client = await Client.from_socket(near)
         try:
             yield Containerd(directory, client, Shim(sandboxes, log, shutdown, publisher))

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kangaroo.errors import InvalidRequest
+from kangaroo.wire.node_protocol import SANDBOXES_DIRECTORY
 
 DEFAULT_PATH = Path("/etc/kangaroo/csi.toml")
 DEFAULT_DRIVER_NAME = "nasplugin.csi.alibabacloud.com"
 
 # GetPluginInfo in the CSI specification: domain-name notation, at most 63 characters.
 _DRIVER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
+_PATHS = ("endpoint", "kubelet_plugins_dir", "kubelet_registry_dir", "work_dir", "sandboxes_dir")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -35,6 +37,7 @@ class Config:
     probe_timeout_s: float = 5.0
     operation_timeout_s: float = 100.0  # of the Controller service on a share, mount and all
     work_dir: str = "/run/kangaroo/csi"
+    sandboxes_dir: str = SANDBOXES_DIRECTORY  # the runtime's state_root
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -46,7 +49,7 @@ class Config:
             key = f"{name}_timeout_s"
             if not 0 < getattr(self, key) <= 3600:
                 raise InvalidRequest(key, "not between 0 and 3600 seconds")
-        for key in ("endpoint", "kubelet_plugins_dir", "kubelet_registry_dir", "work_dir"):
+        for key in _PATHS:
             value = getattr(self, key)
             if value and not value.startswith("/"):
                 raise InvalidRequest(key, f"{value!r} is not an absolute path")

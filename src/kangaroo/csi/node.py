@@ -27,6 +27,7 @@ class Node(csi_pb2_grpc.NodeServicer):
     def __init__(self, config: Config) -> None:
         self._node_id = config.effective_node_id
         self._locks = Locks()
+        self._sandboxes = Path(config.sandboxes_dir)
         self._claims = Path(config.work_dir) / "single-writer"
         self._timeouts = targets.Timeouts(
             mount_s=config.mount_timeout_s,
@@ -66,13 +67,13 @@ class Node(csi_pb2_grpc.NodeServicer):
     async def NodeGetVolumeStats(
         self, request: csi.NodeGetVolumeStatsRequest, context: Context
     ) -> csi.NodeGetVolumeStatsResponse:
-        """Bytes and inodes of a volume that is mounted on this node."""
+        """Bytes and inodes of a volume that is mounted on this node, or in a guest."""
         requests.check_id(request.volume_id)
         if request.volume_path and not request.volume_path.startswith("/"):
             raise NotFound(f"nothing is published on {request.volume_path!r}, which is no target")
         target = _target(request.volume_path, "volume_path")
         total, free, available, inodes, free_inodes = await targets.statistics(
-            target, self._timeouts
+            target, self._timeouts, self._sandboxes
         )
         return csi.NodeGetVolumeStatsResponse(
             usage=[

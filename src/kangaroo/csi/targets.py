@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from kangaroo.csi import mount_errors, mount_helper
+from kangaroo.csi import guest_volumes, mount_errors, mount_helper
 from kangaroo.errors import (
     AlreadyExists,
     CommandFailed,
@@ -89,17 +89,19 @@ async def unpublish(target: str, timeouts: Timeouts) -> None:
         raise FailedPrecondition(reason, hint="look at what stands there") from error
 
 
-async def statistics(target: str, timeouts: Timeouts) -> tuple[int, int, int, int, int]:
-    """Total, free for root and available bytes, total and free inodes of the volume on `target`.
+async def statistics(
+    target: str, timeouts: Timeouts, sandboxes: Path
+) -> tuple[int, int, int, int, int]:
+    """Total, free for root and available bytes, total and free inodes of the volume on `target`;
+    of one that a guest has mounted, from that guest's sandbox in `sandboxes`.
 
-    Raises NotFound (nothing is published there), FailedPrecondition (it is mounted in a guest),
-    Unavailable.
+    Raises NotFound (nothing is published there), Unavailable.
     """
     entry = mountinfo.at(target, mountinfo.read())
     if entry is None:
         raise NotFound(f"no volume is published on {target}")
     if is_placeholder(entry):
-        raise FailedPrecondition(f"the volume of {target} is mounted in a guest, not on this node")
+        return await guest_volumes.statistics(sandboxes, target, timeouts.probe_s)
     command = ("stat", "--file-system", "--format=%S %b %f %a %c %d", target)
     try:
         output = await process.run(command, timeout_s=timeouts.probe_s)

@@ -13,6 +13,7 @@ from typing import Any
 from kangaroo.errors import FailedPrecondition, InvalidRequest
 from kangaroo.vmm.confinement import Credentials
 from kangaroo.vmm.spec import Accelerator
+from kangaroo.wire.node_protocol import SANDBOXES_DIRECTORY
 
 DEFAULT_PATH = Path("/etc/kangaroo/runtime.toml")
 
@@ -22,7 +23,7 @@ class RuntimeConfig:
     """Every key is optional in the file. Sizes and times carry their unit in the name."""
 
     guest_image: Path = Path("/var/lib/kangaroo/guest")
-    state_root: Path = Path("/run/kangaroo/sandboxes")
+    state_root: Path = Path(SANDBOXES_DIRECTORY)
     kubelet_root: Path = Path("/var/lib/kubelet")
     qemu: Path = Path("/usr/bin/qemu-system-x86_64")
     virtiofsd: Path = Path("/usr/libexec/virtiofsd")

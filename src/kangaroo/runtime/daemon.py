@@ -27,6 +27,7 @@ from kangaroo.runtime.pod import Pod
 from kangaroo.runtime.sandbox import Sandbox
 from kangaroo.runtime.start import LISTENER_FD
 from kangaroo.runtime.task_service import TaskService
+from kangaroo.runtime.volume_service import VolumeService
 from kangaroo.wire.aio import Server
 
 _LOG = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ async def _serve(options: ShimOptions, config: RuntimeConfig, listener: socket.s
     publisher = EventPublisher(os.environ.get("TTRPC_ADDRESS", ""), options.namespace)
     pod = Pod(boot, publisher.publish, background)
     service = TaskService(pod, background, ending.set)
-    server = Server(service.handlers())
+    server = Server({**service.handlers(), **VolumeService(pod).handlers()})
     serving = background.spawn(server.serve(listener), name="serve")
     background.spawn(publisher.run(), name="events")
     _LOG.info("serving sandbox=%s namespace=%s", options.sandbox_id, options.namespace)

@@ -7,9 +7,10 @@ configuration's parser unless the file mentions `state_root`.
 from __future__ import annotations
 
 from kangaroo.errors import InvalidRequest
+from kangaroo.wire.node_protocol import SANDBOXES_DIRECTORY, SOCKET_NAME
 
-STATE_ROOT = "/run/kangaroo/sandboxes"
-SOCKET_NAME = "shim.sock"
+__all__ = ["SOCKET_NAME", "check_id", "state_root"]
+
 LOG_NAME = "shim.log"
 PID_NAME = "shim.pid"
 ADDRESS_SCHEME = "unix://"
@@ -25,9 +26,9 @@ def state_root(config: str) -> str:
     try:
         with open(config, "rb") as file:
             if b"state_root" not in file.read():
-                return STATE_ROOT
+                return SANDBOXES_DIRECTORY
     except FileNotFoundError:
-        return STATE_ROOT
+        return SANDBOXES_DIRECTORY
     from pathlib import Path
 
     from kangaroo.runtime.config import load

@@ -76,6 +76,7 @@ class Sandbox(Protocol):
     async def shutdown(self) -> None: ...
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
+    async def volume_stats(self, path: str, timeout_s: float) -> dict[str, Any]: ...
     def streams(self) -> StreamHub: ...
 
 
@@ -265,6 +266,10 @@ class Pod:
         if container.virtual:
             return {}
         return await self._agent().container_stats(container_id=container_id)
+
+    async def volume_stats(self, path: str, timeout_s: float) -> dict[str, Any]:
+        """The figures of the NAS volume whose placeholder stands at `path`, from the guest."""
+        return await self._require_sandbox().volume_stats(path, timeout_s)
 
     async def update(self, container_id: str, resources: dict[str, Any]) -> None:
         """Change a container's limits; the sandbox's own has none in the guest."""

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kangaroo.errors import FailedPrecondition, KangarooError, Unavailable
+from kangaroo.errors import FailedPrecondition, KangarooError, NotFound, Unavailable
 from kangaroo.nas import passthrough as nas_passthrough
 from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.net.plan import GuestNetwork
@@ -169,6 +169,17 @@ class Sandbox:
     async def resume(self) -> None:
         """Let the machine run again."""
         await self._machine.resume()
+
+    async def volume_stats(self, path: str, timeout_s: float) -> dict[str, Any]:
+        """What the guest says of the NAS volume whose placeholder stands at `path`. Raises
+        NotFound, and what the guest's failure is.
+        """
+        for placeholder in self._host.state.placeholders:
+            if placeholder.path == path:
+                return await self.agent.volume_stats(
+                    volume_id=placeholder.volume_id, timeout_s=timeout_s
+                )
+        raise NotFound(f"no NAS volume of {path} is in this sandbox's guest")
 
     async def shutdown(self) -> None:
         """Durable end: the guest stops containers, writes NAS volumes back, powers off; only then

@@ -1,0 +1,72 @@
+"""Volumes that are mounted in a guest, asked for at the shim of their sandbox."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from kangaroo.errors import InvalidRequest, NotFound, Unavailable
+from kangaroo.wire.agent_protocol import decode, encode
+from kangaroo.wire.aio import Client, RpcError
+from kangaroo.wire.node_protocol import SERVICE, SOCKET_NAME, STATE_NAME, VOLUME_STATS
+from kangaroo.wire.status import Code
+
+_log = logging.getLogger(__name__)
+
+# Above the guest's own deadline, so that its answer says what the matter is.
+_ANSWER_S = 2.0
+_FIGURES = ("total_bytes", "free_bytes", "available_bytes", "total_inodes", "free_inodes")
+
+
+async def statistics(
+    sandboxes: Path, target: str, timeout_s: float
+) -> tuple[int, int, int, int, int]:
+    """Total, free for root and available bytes, total and free inodes, as the guest sees them.
+
+    Raises Unavailable when no sandbox has the volume or the guest does not answer.
+    """
+    socket = _socket_of(sandboxes, target)
+    if socket is None:
+        raise Unavailable(f"{target} stands for a volume in a guest, but no sandbox has it")
+    try:
+        answer = await _ask(socket, {"path": target, "timeout_s": timeout_s}, timeout_s + _ANSWER_S)
+    except RpcError as error:
+        if error.code == Code.NOT_FOUND:
+            raise NotFound(error.message) from error
+        raise Unavailable(f"the guest that has the volume of {target}: {error.message}") from error
+    except (OSError, InvalidRequest) as error:
+        raise Unavailable(f"the shim that has the volume of {target}: {error}") from error
+    total, free, available, inodes, free_inodes = (_figure(answer, name) for name in _FIGURES)
+    return total, free, available, inodes, free_inodes
+
+
+async def _ask(socket: Path, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    client = await Client.connect_unix(socket)
+    try:
+        payload = await client.call(SERVICE, VOLUME_STATS, encode(request), timeout_s=timeout_s)
+    finally:
+        await client.aclose()
+    return decode(payload)
+
+
+def _socket_of(sandboxes: Path, target: str) -> Path | None:
+    """The socket of the sandbox whose state says that `target` is its placeholder."""
+    for state in sandboxes.glob(f"*/{STATE_NAME}"):
+        try:
+            placeholders = json.loads(state.read_bytes())["placeholders"]
+            if any(placeholder["path"] == target for placeholder in placeholders):
+                return state.with_name(SOCKET_NAME)
+        except FileNotFoundError:  # the sandbox has just ended
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("state not readable path=%s error=%r", state, error)
+    return None
+
+
+def _figure(answer: dict[str, Any], name: str) -> int:
+    value = answer.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise Unavailable(f"the guest's answer is malformed: {name} is {str(value)[:100]!r}")
+    return value

@@ -1,0 +1,127 @@
+"""The CSI driver asks a shim for the figures of a volume in its guest: both ends, in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.protocol.fake_guest import ANSWERS, PLACEHOLDER, FakeSandbox, Log, booter
+
+from kangaroo.csi import guest_volumes
+from kangaroo.errors import KangarooError, NotFound, Unavailable
+from kangaroo.runtime.background import Background
+from kangaroo.runtime.pod import CreateOptions, Pod
+from kangaroo.runtime.stdio import StdioPaths
+from kangaroo.runtime.volume_service import VolumeService
+from kangaroo.wire.agent_protocol import Method
+from kangaroo.wire.aio import Server
+
+Scenario = Callable[[Path], Awaitable[None]]
+
+
+def play(directory: Path, scenario: Scenario, *, sandbox: bool = True) -> None:
+    """Run a scenario beside a shim whose state names the placeholder. It gets the directory of all
+    sandboxes.
+    """
+
+    async def main() -> None:
+        sandboxes = directory / "sandboxes"
+        own = sandboxes / "pod-1"
+        own.mkdir(parents=True)
+        state = {"version": 1, "placeholders": [{"path": PLACEHOLDER, "volume_id": "nas"}]}
+        (own / "state.json").write_text(json.dumps(state))
+        made: list[FakeSandbox] = []
+        background = Background()
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            pod = Pod(booter(tasks, made, Log()), lambda _: None, background)
+            if sandbox:
+                (directory / "config.json").write_text("{}")
+                paths = StdioPaths()
+                await pod.create(CreateOptions("pod-1", directory, (), paths))
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(own / "shim.sock"))
+            listener.listen()
+            serving = tasks.create_task(Server(VolumeService(pod).handlers()).serve(listener))
+            try:
+                await scenario(sandboxes)
+            finally:
+                serving.cancel()
+                await pod.ended()
+                await background.aclose()
+
+    asyncio.run(main())
+
+
+async def failure(sandboxes: Path, path: str = PLACEHOLDER, timeout_s: float = 5) -> KangarooError:
+    with pytest.raises(KangarooError) as caught:
+        await guest_volumes.statistics(sandboxes, path, timeout_s)
+    return caught.value
+
+
+def test_figures_come_from_the_guest(tmp_path: Path) -> None:
+    async def scenario(sandboxes: Path) -> None:
+        assert await guest_volumes.statistics(sandboxes, PLACEHOLDER, 5) == (500, 300, 200, 50, 40)
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("odd", [{"free_inodes": None}, {"total_bytes": -1}, {"free_bytes": True}])
+def test_a_guest_that_lies_in_shape_is_an_error(
+    tmp_path: Path, odd: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ANSWERS, Method.VOLUME_STATS, {**ANSWERS[Method.VOLUME_STATS], **odd})
+
+    async def scenario(sandboxes: Path) -> None:
+        error = await failure(sandboxes)
+        assert isinstance(error, Unavailable)
+        assert f"malformed: {next(iter(odd))}" in str(error)
+
+    play(tmp_path, scenario)
+
+
+def test_a_path_that_no_sandbox_has(tmp_path: Path) -> None:
+    async def scenario(sandboxes: Path) -> None:
+        assert isinstance(await failure(sandboxes, "/elsewhere"), Unavailable)
+        other = {"version": 1, "placeholders": [{"path": "/elsewhere"}]}
+        (sandboxes / "pod-1/state.json").write_text(json.dumps(other))
+        assert isinstance(await failure(sandboxes, "/elsewhere"), NotFound)
+
+    play(tmp_path, scenario)
+
+
+def test_damaged_states_and_dead_shims_of_others_do_no_harm(tmp_path: Path) -> None:
+    async def scenario(sandboxes: Path) -> None:
+        for name, text in (("a", "{"), ("b", "[]"), ("c", '{"placeholders": 3}')):
+            (sandboxes / name).mkdir()
+            (sandboxes / name / "state.json").write_text(text)
+        assert (await guest_volumes.statistics(sandboxes, PLACEHOLDER, 5))[0] == 500
+        (sandboxes / "pod-1/shim.sock").unlink()
+        error = await failure(sandboxes)
+        assert isinstance(error, Unavailable)
+
+    play(tmp_path, scenario)
+
+
+def test_a_sandbox_that_is_not_up_yet(tmp_path: Path) -> None:
+    async def scenario(sandboxes: Path) -> None:
+        assert isinstance(await failure(sandboxes), Unavailable)
+
+    play(tmp_path, scenario, sandbox=False)
+
+
+def test_a_shim_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
+    async def scenario(sandboxes: Path) -> None:
+        (sandboxes / "pod-1/shim.sock").unlink()
+        with socket.socket(socket.AF_UNIX) as deaf:
+            deaf.bind(str(sandboxes / "pod-1/shim.sock"))
+            deaf.listen()
+            error = await failure(sandboxes, timeout_s=0.1)
+        assert isinstance(error, Unavailable)
+        assert "longer than" in str(error)
+
+    play(tmp_path, scenario)
