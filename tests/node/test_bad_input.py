@@ -155,9 +155,20 @@ def truncated_initrd(node: Node) -> Iterator[None]:
         node.exec(["rm", "-r", copy])
 
 
+@contextmanager
+def configured(node: Node, text: str) -> Iterator[None]:
+    """The runtime's configuration says `text` for the duration of the block."""
+    node.exec(["sh", "-c", f"mkdir -p $(dirname {CONFIG}) && cat > {CONFIG}"], input=text)
+    try:
+        yield
+    finally:
+        node.exec(["rm", CONFIG])
+
+
 BROKEN_NODES: Mapping[str, tuple[Breaking, Sequence[str]]] = {
     "no-image": (lambda node: renamed(node, GUEST), [GUEST]),
     "no-kvm": (lambda node: renamed(node, "/dev/kvm"), ["/dev/kvm"]),
+    "bad-config": (lambda node: configured(node, "frobnicate = 1"), [CONFIG, "frobnicate"]),
     "silent-guest": (truncated_initrd, ["guest (ended before|did not connect)"]),
 }
 

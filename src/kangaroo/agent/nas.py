@@ -41,6 +41,7 @@ _FLAGS = {
     "sync": MountFlag.SYNCHRONOUS,
 }
 _KERNEL_PREFIXES = ("NFS", "nfs", "RPC", "rpc", "lockd", "svc")
+_LOADED = "RPC: Registered "  # what the first mount's modules say, whatever becomes of the mount
 
 _ACCESS = "the server refuses this guest: the export may allow only the addresses of nodes"
 _REACH = "the guest cannot reach the server: check its address, the pod's network and firewalls"
@@ -242,7 +243,8 @@ def _failure(
     parts = [reason or f"{os.strerror(number or 0)} ({name})"]
     if addresses := _guest_addresses():
         parts.append(f"guest address {', '.join(addresses)}")
-    if said := kernel_log.lines(*_KERNEL_PREFIXES):
+    lines = kernel_log.lines(*_KERNEL_PREFIXES)
+    if said := [line for line in lines if not line.startswith(_LOADED)]:
         parts.append(f"kernel: {'; '.join(said)}")
     hint = _HINTS.get(number or 0)
     return MountFailed(source, options, "; ".join(parts), errno=number, hint=hint)

@@ -1,7 +1,9 @@
 """`daemon`: the shim itself, one per pod, from the first Create to Shutdown.
 
 It serves the Task API on the socket that `start` made and left as descriptor 3, and ends when
-containerd asks, or on SIGTERM; in either case the sandbox ends first, durably.
+containerd asks, or on SIGTERM; in either case the sandbox ends first, durably. With a configuration
+that is refused it serves all the same: the pod's Create fails with the reason, which is where its
+owner looks.
 """
 
 from __future__ import annotations
@@ -40,25 +42,32 @@ def run(options: ShimOptions) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     shim_log.configure(options.sandbox_id, debug=options.debug, bundle=".")
     os.chdir("/")  # the bundle is containerd's to remove
+    config: RuntimeConfig | KangarooError
     try:
         config = load(Path(options.config))
     except KangarooError as error:
         _LOG.error("configuration refused error=%s", error)
-        return 1
-    if config.log_level.lower() == "debug":
-        logging.getLogger().setLevel(logging.DEBUG)
+        config = error
+    else:
+        if config.log_level.lower() == "debug":
+            logging.getLogger().setLevel(logging.DEBUG)
     listener = socket.socket(fileno=LISTENER_FD)
     asyncio.run(_serve(options, config, listener))
     return 0
 
 
-async def _serve(options: ShimOptions, config: RuntimeConfig, listener: socket.socket) -> None:
+async def _serve(
+    options: ShimOptions, config: RuntimeConfig | KangarooError, listener: socket.socket
+) -> None:
+    directory = Path(listener.getsockname()).parent  # where `start` put the socket
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
 
     async def boot(*, sandbox_id: str, bundle: Path, spec: dict[str, Any]) -> Sandbox:
+        if isinstance(config, KangarooError):
+            raise config
         async with boot_slot(config.state_root.parent, processors()):
             return await Sandbox.boot(
                 sandbox_id=sandbox_id, bundle=bundle, spec=spec, config=config
@@ -79,7 +88,7 @@ async def _serve(options: ShimOptions, config: RuntimeConfig, listener: socket.s
     await server.wait_idle(_ANSWER_TIMEOUT_S)
     serving.cancel()
     await background.aclose()
-    _remove(config.state_root / options.sandbox_id)
+    _remove(directory)
     _LOG.info("ended")
 
 
