@@ -9,7 +9,7 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -24,8 +24,25 @@ _log = logging.getLogger(__name__)
 _FREQUENT = frozenset({"Probe", "NodeGetCapabilities", "NodeGetVolumeStats", "GetInfo"})
 
 
+class Observer(Protocol):
+    """Is told of every call, once when it starts and once when it ends."""
+
+    def started(self, method: str) -> None: ...
+    def ended(self, method: str, code: str, seconds: float) -> None: ...
+
+
+class Unobserved:
+    """Nobody wants to know."""
+
+    def started(self, method: str) -> None: ...
+    def ended(self, method: str, code: str, seconds: float) -> None: ...
+
+
 class Boundary(grpc.aio.ServerInterceptor):
     """Wraps the asynchronous handlers of a server."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
 
     async def intercept_service(
         self,
@@ -37,31 +54,36 @@ class Boundary(grpc.aio.ServerInterceptor):
             return handler  # unknown, or not implemented
         method = details.method.rpartition("/")[2]
         return grpc.unary_unary_rpc_method_handler(
-            _bounded(method, handler.unary_unary),
+            _bounded(method, handler.unary_unary, self._observer),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
 
 def _bounded(
-    method: str, handle: Callable[[Any, Context], Awaitable[Any]]
+    method: str, handle: Callable[[Any, Context], Awaitable[Any]], observer: Observer
 ) -> Callable[[Any, Context], Awaitable[Any]]:
+    def record(request: Any, code: str, started: float, error: str = "") -> None:
+        _record(method, request, code, started, error)
+        observer.ended(method, code, time.monotonic() - started)
+
     async def call(request: Any, context: Context) -> Any:
+        observer.started(method)
         started = time.monotonic()
         try:
             response = await handle(request, context)
         except asyncio.CancelledError:
-            _record(method, request, "CANCELLED", started)
+            record(request, "CANCELLED", started)
             raise
         except KangarooError as error:
             code, text = code_of(error), str(error)
-            _record(method, request, code.name, started, text)
+            record(request, code.name, started, text)
         except Exception as error:
             _log.exception("unexpected error method=%s", method)
             code, text = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
-            _record(method, request, code.name, started, text)
+            record(request, code.name, started, text)
         else:
-            _record(method, request, "OK", started)
+            record(request, "OK", started)
             return response
         volume = getattr(request, "volume_id", "")
         return await context.abort(code, f"volume {volume}: {text}" if volume else text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import re
 import socket
 import tomllib
@@ -17,7 +18,12 @@ DEFAULT_DRIVER_NAME = "nasplugin.csi.alibabacloud.com"
 
 # GetPluginInfo in the CSI specification: domain-name notation, at most 63 characters.
 _DRIVER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
-_PATHS = ("endpoint", "kubelet_plugins_dir", "kubelet_registry_dir", "work_dir", "sandboxes_dir")
+_PATHS = (
+    *("endpoint", "kubelet_plugins_dir", "kubelet_registry_dir", "kubelet_pods_dir"),
+    *("work_dir", "sandboxes_dir"),
+)
+# A path of HTTP that needs no escaping.
+_METRICS_PATH = re.compile(r"/[A-Za-z0-9._~/-]{0,255}")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -30,6 +36,7 @@ class Config:
     endpoint: str = ""  # <kubelet_plugins_dir>/<driver_name>/csi.sock when empty
     kubelet_plugins_dir: str = "/var/lib/kubelet/plugins"
     kubelet_registry_dir: str = "/var/lib/kubelet/plugins_registry"
+    kubelet_pods_dir: str = "/var/lib/kubelet/pods"
     register: bool = True  # false where a registrar sidecar does it
     mount_timeout_s: float = 60.0
     mode_timeout_s: float = 30.0
@@ -38,6 +45,8 @@ class Config:
     operation_timeout_s: float = 100.0  # of the Controller service on a share, mount and all
     work_dir: str = "/run/kangaroo/csi"
     sandboxes_dir: str = SANDBOXES_DIRECTORY  # the runtime's state_root
+    metrics_address: str = ""  # "127.0.0.1:9809", "[::]:9809"; no metrics when empty
+    metrics_path: str = "/metrics"
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -54,6 +63,11 @@ class Config:
             if value and not value.startswith("/"):
                 raise InvalidRequest(key, f"{value!r} is not an absolute path")
 
+        if self.metrics_address:
+            _listen_address(self.metrics_address)
+        if not _METRICS_PATH.fullmatch(self.metrics_path):
+            raise InvalidRequest("metrics_path", f"{self.metrics_path!r} is not a path of a URL")
+
     @property
     def socket_path(self) -> Path:
         """Where the CSI services listen."""
@@ -67,9 +81,31 @@ class Config:
         return Path(self.kubelet_registry_dir) / f"{self.driver_name}-reg.sock"
 
     @property
+    def metrics_listen(self) -> tuple[str, int]:
+        """The address and the port of the metrics, when there are any."""
+        return _listen_address(self.metrics_address)
+
+    @property
     def effective_node_id(self) -> str:
         """The node's id for kubelet."""
         return self.node_id or socket.gethostname()
+
+
+def _listen_address(value: str) -> tuple[str, int]:
+    host, _, port = value.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+        number = int(port) if port.isdecimal() and port.isascii() else 0
+    except ValueError:
+        address, number = None, 0
+    bracketed = host.startswith("[") and host.endswith("]")
+    if address is None or not 0 < number < 65536 or bracketed != (address.version == 6):
+        raise InvalidRequest(
+            "metrics_address",
+            f"{value!r} is not an IP address and a port",
+            hint="such as 127.0.0.1:9809, [::1]:9809, or [::]:9809 for all addresses",
+        )
+    return str(address), number
 
 
 def load(path: Path = DEFAULT_PATH) -> Config:

@@ -42,6 +42,18 @@ async def statistics(
     return total, free, available, inodes, free_inodes
 
 
+async def counters(socket: Path, target: str, timeout_s: float) -> str:
+    """The guest's mountstats of the volume that stands on `target`, from the shim at `socket`.
+
+    Raises RpcError, OSError, InvalidRequest, Unavailable.
+    """
+    answer = await _ask(socket, {"path": target, "timeout_s": timeout_s}, timeout_s + _ANSWER_S)
+    text = answer.get("mountstats")
+    if not isinstance(text, str):
+        raise Unavailable("the guest's answer is malformed: it has no mountstats")
+    return text
+
+
 async def _ask(socket: Path, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     client = await Client.connect_unix(socket)
     try:

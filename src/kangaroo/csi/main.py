@@ -21,7 +21,9 @@ _log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT. Exit status 2 for a configuration that cannot be used."""
+    """Serve until SIGTERM or SIGINT. Exit status 2 for a configuration that cannot be used, 1 when
+    what it names cannot be had.
+    """
     parser = argparse.ArgumentParser(prog="kangaroo-csi", description="NAS volumes for Kubernetes.")
     parser.add_argument("--config", type=Path, default=configuration.DEFAULT_PATH, metavar="FILE")
     parser.add_argument("--version", action="version", version=__version__)
@@ -36,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=config.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    asyncio.run(_serve(config))
+    try:
+        asyncio.run(_serve(config))
+    except KangarooError as error:
+        print(f"kangaroo-csi: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc.aio
 
-from kangaroo.csi.boundary import Boundary
+from kangaroo.csi.boundary import Boundary, Observer, Unobserved
 from kangaroo.csi.config import Config
 from kangaroo.csi.controller import Controller
 from kangaroo.csi.identity import Identity
@@ -28,7 +28,10 @@ _SOCKET_MODE = 0o600
 
 @contextlib.asynccontextmanager
 async def serving(config: Config) -> AsyncIterator[None]:
-    """The driver's services while the block runs. The sockets go with it, registration first."""
+    """The driver's services while the block runs. The sockets go with it, registration first.
+
+    Raises FailedPrecondition when the metrics' address cannot be had.
+    """
 
     def add_csi(server: grpc.aio.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(  # type: ignore[no-untyped-call]
@@ -47,17 +50,25 @@ async def serving(config: Config) -> AsyncIterator[None]:
         )
 
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(_socket(config.socket_path, add_csi))
+        observer: Observer = Unobserved()
+        if config.metrics_address:
+            from kangaroo.csi import metrics  # noqa: PLC0415 - five MiB, only where wanted
+
+            observer = await stack.enter_async_context(metrics.serving(config))
+        await stack.enter_async_context(_socket(config.socket_path, add_csi, observer))
         if config.register:
-            await stack.enter_async_context(_socket(config.registration_path, add_registration))
+            registration = _socket(config.registration_path, add_registration, observer)
+            await stack.enter_async_context(registration)
         yield
 
 
 @contextlib.asynccontextmanager
-async def _socket(path: Path, add: Callable[[grpc.aio.Server], None]) -> AsyncIterator[None]:
+async def _socket(
+    path: Path, add: Callable[[grpc.aio.Server], None], observer: Observer
+) -> AsyncIterator[None]:
     path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # of a driver that was killed
-    server = grpc.aio.server(interceptors=(Boundary(),))
+    server = grpc.aio.server(interceptors=(Boundary(observer),))
     add(server)
     umask = os.umask(0o777 & ~_SOCKET_MODE)
     try:
