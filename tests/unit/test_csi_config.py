@@ -57,9 +57,35 @@ def test_keys(tmp_path: Path) -> None:
         ("driver_name = 'a/b'", "driver_name"),
         ("endpoint = 'csi.sock'", "endpoint"),
         ("log_level = 'loud'", "log_level"),
+        ("metrics_address = '9809'", "metrics_address"),
+        ("metrics_address = 'localhost:9809'", "metrics_address"),
+        ("metrics_address = '127.0.0.1:0'", "metrics_address"),
+        ("metrics_address = '127.0.0.1:65536'", "metrics_address"),
+        ("metrics_address = '127.0.0.1:٣'", "metrics_address"),
+        ("metrics_address = '::1:9809'", "metrics_address"),
+        ("metrics_address = '[127.0.0.1]:9809'", "metrics_address"),
+        ("metrics_path = 'metrics'", "metrics_path"),
+        ("metrics_path = '/a?b'", "metrics_path"),
+        ("kubelet_pods_dir = 'pods'", "kubelet_pods_dir"),
         ("= 3", "csi.toml"),
     ],
 )
 def test_bad_keys_are_named(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(InvalidRequest, match=named):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:9809", ("127.0.0.1", 9809)),
+        ("0.0.0.0:1", ("0.0.0.0", 1)),
+        ("[::]:65535", ("::", 65535)),
+        ("[fd00:0::1]:9809", ("fd00::1", 9809)),
+    ],
+)
+def test_where_the_metrics_are(tmp_path: Path, text: str, address: tuple[str, int]) -> None:
+    loaded = load(tmp_path, f'metrics_address = "{text}"\nmetrics_path = "/m/x"\n')
+    assert loaded.metrics_listen == address
+    assert loaded.metrics_path == "/m/x"
+    assert not Config().metrics_address

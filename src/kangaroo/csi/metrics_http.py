@@ -105,7 +105,8 @@ class _Connections:
             return _response(connection, HTTPStatus.METHOD_NOT_ALLOWED, b"only GET\n")
         if request.target.partition(b"?")[0] != self._path:
             return _response(connection, HTTPStatus.NOT_FOUND, b"not here\n")
-        return _response(connection, HTTPStatus.OK, await self._document())
+        body = await self._document()
+        return _response(connection, HTTPStatus.OK, body, head=request.method == b"HEAD")
 
 
 async def _request(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
@@ -121,7 +122,9 @@ async def _request(connection: h11.Connection, reader: asyncio.StreamReader) -> 
         connection.receive_data(await reader.read(_READ_BYTES))
 
 
-def _response(connection: h11.Connection, status: HTTPStatus, body: bytes) -> list[bytes]:
+def _response(
+    connection: h11.Connection, status: HTTPStatus, body: bytes, *, head: bool = False
+) -> list[bytes]:
     headers = [
         ("Content-Type", _CONTENT_TYPE),
         ("Content-Length", str(len(body))),
@@ -131,7 +134,7 @@ def _response(connection: h11.Connection, status: HTTPStatus, body: bytes) -> li
         headers.append(("Allow", "GET, HEAD"))
     events = (
         h11.Response(status_code=status, reason=status.phrase.encode(), headers=headers),
-        h11.Data(data=body),
+        h11.Data(data=b"" if head else body),
         h11.EndOfMessage(),
     )
     return [piece for piece in map(connection.send, events) if piece]
