@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kangaroo.csi import metrics_http
 from kangaroo.csi.config import Config
+from kangaroo.csi.main import main as driver
 from kangaroo.csi.server import serving
 from kangaroo.errors import FailedPrecondition
 from kangaroo.wire.agent_protocol import decode, encode
@@ -320,3 +321,17 @@ def test_a_port_that_is_taken_is_a_clear_error(directory: Path) -> None:
         asyncio.run(main(taken.getsockname()[1]))
     assert str(caught.value).startswith("metrics_address: 127.0.0.1 port ")
     assert not (directory / "plugins").exists()
+
+
+def test_the_driver_ends_with_that_error(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = directory / "csi.toml"
+        config.write_text(
+            f'kubelet_plugins_dir = "{directory}/plugins"\n'
+            f'kubelet_registry_dir = "{directory}/registry"\n'
+            f'metrics_address = "127.0.0.1:{taken.getsockname()[1]}"\n'
+        )
+        assert driver(["--config", str(config)]) == 1
+    assert "kangaroo-csi: metrics_address: 127.0.0.1 port " in capsys.readouterr().err

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kangaroo import __version__
 from kangaroo.csi.config import Config
 from kangaroo.csi.metrics import Metrics
+from kangaroo.wire.gen import csi_pb2 as csi
 
 Samples = dict[tuple[str, ...], float]
 
@@ -167,3 +168,33 @@ def test_names_with_quotes_and_line_feeds_stay_in_their_label(node: Node) -> Non
     assert [key[1] for key in node.samples() if key[0] == "kangaroo_nfs_read_bytes_total"] == [
         '/a"b\nc'
     ]
+
+
+def test_what_kubelet_was_told_of_a_volume(node: Node) -> None:
+    paths = [node.csi_path("pod-1", f"pv-{number}") for number in range(4)]
+    for path in paths:
+        node.mount(path)
+    node.samples()
+    metrics = Metrics(node.config, proc=node.proc)
+
+    def told(path: Path | str, code: str, *, abnormal: bool = False) -> None:
+        request = csi.NodeGetVolumeStatsRequest(volume_path=str(path))
+        condition = csi.VolumeCondition(abnormal=abnormal)
+        response = csi.NodeGetVolumeStatsResponse(volume_condition=condition)
+        metrics.started("NodeGetVolumeStats")
+        metrics.ended("NodeGetVolumeStats", code, 0.1, request, response if code == "OK" else None)
+
+    told("/nobody's", "OK", abnormal=True)
+    told(paths[0], "UNAVAILABLE")
+    told(paths[0], "OK")
+    told(paths[1], "OK", abnormal=True)
+    told(paths[2], "UNAVAILABLE")
+    told(paths[3], "INVALID_ARGUMENT")
+    samples = scrape(metrics)
+    assert {
+        key[5]: samples[key] for key in samples if key[0] == "kangaroo_nfs_volume_abnormal"
+    } == {
+        "pv-0": 0,
+        "pv-1": 1,
+        "pv-2": 1,
+    }

@@ -25,17 +25,23 @@ _FREQUENT = frozenset({"Probe", "NodeGetCapabilities", "NodeGetVolumeStats", "Ge
 
 
 class Observer(Protocol):
-    """Is told of every call, once when it starts and once when it ends."""
+    """Is told of every call, once when it starts and once when it ends. The response is None
+    unless the code is OK.
+    """
 
     def started(self, method: str) -> None: ...
-    def ended(self, method: str, code: str, seconds: float) -> None: ...
+    def ended(
+        self, method: str, code: str, seconds: float, request: Any, response: Any
+    ) -> None: ...
 
 
 class Unobserved:
     """Nobody wants to know."""
 
     def started(self, method: str) -> None: ...
-    def ended(self, method: str, code: str, seconds: float) -> None: ...
+    def ended(
+        self, method: str, code: str, seconds: float, request: Any, response: Any
+    ) -> None: ...
 
 
 class Boundary(grpc.aio.ServerInterceptor):
@@ -63,9 +69,11 @@ class Boundary(grpc.aio.ServerInterceptor):
 def _bounded(
     method: str, handle: Callable[[Any, Context], Awaitable[Any]], observer: Observer
 ) -> Callable[[Any, Context], Awaitable[Any]]:
-    def record(request: Any, code: str, started: float, error: str = "") -> None:
+    def record(
+        request: Any, code: str, started: float, error: str = "", response: Any = None
+    ) -> None:
         _record(method, request, code, started, error)
-        observer.ended(method, code, time.monotonic() - started)
+        observer.ended(method, code, time.monotonic() - started, request, response)
 
     async def call(request: Any, context: Context) -> Any:
         observer.started(method)
@@ -83,7 +91,7 @@ def _bounded(
             code, text = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
             record(request, code.name, started, text)
         else:
-            record(request, "OK", started)
+            record(request, "OK", started, response=response)
             return response
         volume = getattr(request, "volume_id", "")
         return await context.abort(code, f"volume {volume}: {text}" if volume else text)

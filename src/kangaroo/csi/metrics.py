@@ -1,7 +1,7 @@
 """What the driver exports to Prometheus: its calls, and the NFS client's counters of the volumes.
 
 docs/metrics.md has the names and the labels. Imported only where metrics are on: the library costs
-five MiB.
+four MiB.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections import Counter as Tally
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -43,6 +44,10 @@ OPERATIONS = frozenset(
     | {"READDIR", "READDIRPLUS", "CREATE", "REMOVE", "RENAME"}
 )
 OTHER = "OTHER"
+
+_CONDITIONS_LIMIT = 4096
+# The codes of a volume whose condition nobody could tell.
+_NO_ANSWER = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
 
 _VOLUME = ("volume", "pod_uid", "where", "server", "export", "superblock")
 _INFO = (*_VOLUME, "driver", "volume_handle", "version")
@@ -157,16 +162,19 @@ class Metrics:
         """A call begins."""
         self._in_flight.labels(method).inc()
 
-    def ended(self, method: str, code: str, seconds: float) -> None:
-        """It ended."""
+    def ended(self, method: str, code: str, seconds: float, request: Any, response: Any) -> None:
+        """It ended. What it says of a volume's condition is kept."""
         self._in_flight.labels(method).dec()
         self._calls.labels(method, code).inc()
         self._seconds.labels(method).observe(seconds)
+        if method == "NodeGetVolumeStats" and (code == "OK" or code in _NO_ANSWER):
+            abnormal = response is None or response.volume_condition.abnormal
+            self._volumes.told(request.volume_path, abnormal=abnormal)
 
     async def text(self) -> bytes:
         """All of it in Prometheus' text format, in bounded time."""
         started = time.monotonic()
-        self._volumes.readings = await self._counters.read()
+        self._volumes.update(await self._counters.read())
         self._scrape_seconds.set(time.monotonic() - started)
         return await asyncio.to_thread(generate_latest, self._registry)
 
@@ -176,15 +184,31 @@ class Metrics:
 
 
 class _Volumes(Collector):
-    """The families of the volumes, made of what was read last."""
+    """The families of the volumes, made of what was read last, and of the conditions that kubelet
+    was told last, by the volumes' paths.
+    """
 
     def __init__(self) -> None:
-        self.readings: tuple[Reading, ...] = ()
+        self._readings: tuple[Reading, ...] = ()
+        self._conditions: dict[str, bool] = {}
+
+    def update(self, readings: tuple[Reading, ...]) -> None:
+        """What is there now; conditions of other volumes are forgotten."""
+        self._readings = readings
+        paths = {reading.volume.path for reading in readings}
+        self._conditions = {path: said for path, said in self._conditions.items() if path in paths}
+
+    def told(self, path: str, *, abnormal: bool) -> None:
+        """Kubelet was told a volume's condition."""
+        if len(self._conditions) >= _CONDITIONS_LIMIT:  # nobody has asked for metrics for long
+            self._conditions.clear()
+        self._conditions[path] = abnormal
 
     def collect(self) -> Iterator[Metric]:
-        readings = self.readings
+        readings = self._readings
         yield _mounts(readings)
         yield from _about_volumes(readings)
+        yield self._abnormal(readings)
         told = [
             (_values(reading), reading.counters)
             for reading in readings
@@ -196,6 +220,18 @@ class _Volumes(Collector):
                 family.add_metric(values, of_mount(counters))
             yield family
         yield from _of_operations(told)
+
+    def _abnormal(self, readings: Iterable[Reading]) -> Metric:
+        family = GaugeMetricFamily(
+            "kangaroo_nfs_volume_abnormal",
+            "Whether kubelet was told last that the volume cannot be used.",
+            labels=_VOLUME,
+        )
+        for reading in readings:
+            abnormal = self._conditions.get(reading.volume.path)
+            if abnormal is not None:
+                family.add_metric(_values(reading), abnormal)
+        return family
 
 
 def _mounts(readings: Iterable[Reading]) -> Metric:

@@ -30,6 +30,7 @@ _FILE_LIMIT = 1 << 20
 class PodVolume:
     """Which volume of which pod it is, as the node knows it; nothing of it is a guest's word."""
 
+    path: str  # kubelet's mount point; in a guest's case what stands on it is a placeholder
     where: str  # NODE or GUEST
     volume: str  # kubelet's name; empty where the mount is none of kubelet's
     pod_uid: str
@@ -47,7 +48,6 @@ class InGuest:
 
     volume: PodVolume
     socket: Path
-    target: str
 
 
 def on_node(entries: Iterable[MountEntry], pods_dir: str) -> dict[str, PodVolume]:
@@ -58,6 +58,7 @@ def on_node(entries: Iterable[MountEntry], pods_dir: str) -> dict[str, PodVolume
         if target is not None and is_nas(entry):
             what = _names(entry.mount_point, target)
             found[entry.mount_point] = PodVolume(
+                path=entry.mount_point,
                 where=NODE,
                 superblock=entry.device,
                 **what,
@@ -91,12 +92,13 @@ def _of_sandbox(path: Path, pods_dir: str) -> Iterator[InGuest]:
         record = records[volume_id]
         target = kubelet_target.parse(target_path, pods_dir)
         volume = PodVolume(
+            path=target_path,
             where=GUEST,
             superblock=f"{path.parent.name[:12]}/{volume_id}",
             **_names(target_path, target or KubeletTarget(state["pod_uid"] or "", "", "")),
             **_mount(record["source"], record["node_super_options"]),
         )
-        yield InGuest(volume, path.with_name(SOCKET_NAME), target_path)
+        yield InGuest(volume, path.with_name(SOCKET_NAME))
 
 
 def _names(path: str, target: KubeletTarget) -> dict[str, str]:

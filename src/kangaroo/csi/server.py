@@ -52,7 +52,7 @@ async def serving(config: Config) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         observer: Observer = Unobserved()
         if config.metrics_address:
-            from kangaroo.csi import metrics  # noqa: PLC0415 - five MiB, only where wanted
+            from kangaroo.csi import metrics  # noqa: PLC0415 - four MiB, only where wanted
 
             observer = await stack.enter_async_context(metrics.serving(config))
         await stack.enter_async_context(_socket(config.socket_path, add_csi, observer))

@@ -114,7 +114,7 @@ class VolumeCounters:
 
     async def _ask(self, asked: InGuest, limit: asyncio.Semaphore) -> mountstats.Statistics:
         async with limit, asyncio.timeout(2 * self._guest_s):
-            text = await guest_volumes.counters(asked.socket, asked.target, self._guest_s)
+            text = await guest_volumes.counters(asked.socket, asked.volume.path, self._guest_s)
         found = mountstats.parse(text)
         if len(found) != 1:
             raise ValueError(f"the guest shows {len(found)} mounts instead of one")
@@ -125,5 +125,5 @@ class VolumeCounters:
         if error is None:
             return Reading(asked.volume, task.result())
         self._failed("guest")
-        _log.debug("no counters from the guest target=%s error=%r", asked.target, error)
+        _log.debug("no counters from the guest target=%s error=%r", asked.volume.path, error)
         return Reading(asked.volume, None)
