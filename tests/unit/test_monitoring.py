@@ -129,7 +129,7 @@ def test_rules_are_whole() -> None:
 
 
 def test_panels_do_not_overlap_and_have_titles() -> None:
-    places = set()
+    places: set[tuple[int, int]] = set()
     for panel in dashboard()["panels"]:
         assert panel["title"]
         grid = panel["gridPos"]

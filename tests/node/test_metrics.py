@@ -1,0 +1,84 @@
+"""The driver's metrics of volumes that the node and that a guest have mounted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tests.node import pods, waiting
+from tests.node.csi_driver import UNIT
+from tests.node.pods import PASSTHROUGH, container, pod
+
+if TYPE_CHECKING:
+    from kangaroo_lab.lab import Lab
+
+# A reading that is younger is given again.
+FRESH_S = 10
+CONFIG = "/etc/kangaroo/csi.toml"
+URL = "http://127.0.0.1:9809/metrics"
+FETCH = f"import urllib.request as u; print(u.urlopen('{URL}', timeout=30).read().decode())"
+SWITCH_ON = (
+    f"test ! -e {CONFIG} || cp {CONFIG} {CONFIG}.before;"
+    f" echo 'metrics_address = \"127.0.0.1:9809\"' >> {CONFIG}; systemctl restart {UNIT}"
+)
+SWITCH_OFF = f"rm {CONFIG}; mv {CONFIG}.before {CONFIG} 2>/dev/null; systemctl restart {UNIT}"
+
+
+@pytest.fixture(scope="module")
+def space(lab: Lab) -> Iterator[pods.Space]:
+    where = lab.nas.root / "csi" / "metrics"
+    where.mkdir(exist_ok=True)
+    where.chmod(0o777)
+    node = lab.nodes["node1"]
+    node.exec(["sh", "-c", SWITCH_ON])
+    try:
+        with pods.opened(lab, "metrics") as space:
+            data = {"/data": "nas"}
+            volumes = [pods.claim("nas")]
+            space.apply(
+                *space.nas("nas", path="/csi/metrics", vers="4.1", options=None),
+                pod(
+                    "guest", container("one", mounts=data), volumes=volumes, annotations=PASSTHROUGH
+                ),
+                pod("plain", container("one", mounts=data), volumes=volumes, runtime=None),
+            )
+            waiting.ready(space, "guest", "plain")
+            yield space
+    finally:
+        node.exec(["sh", "-c", SWITCH_OFF])
+
+
+def scrape(space: pods.Space, pod: str) -> dict[tuple[str, str, str], float]:
+    """The pod's samples by name, `where` and operation."""
+    text = space.node.exec(["python3", "-c", FETCH], timeout_s=60).stdout
+    uid = space.uid(pod)
+    return {
+        (sample.name, sample.labels["where"], sample.labels.get("operation", "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.labels.get("pod_uid") == uid and sample.labels["volume"] == f"{space.name}-nas"
+    }
+
+
+@pytest.mark.parametrize(("name", "where"), [("guest", "guest"), ("plain", "node")])
+def test_what_a_pod_does_is_counted_where_it_is_mounted(
+    space: pods.Space, name: str, where: str
+) -> None:
+    key = ("kangaroo_nfs_operations_total", where, "WRITE")
+    before = scrape(space, name)
+    space.say(name, f"dd if=/dev/zero of=/data/{name} bs=64k count=16 conv=fsync 2>&1")
+    after = scrape(space, name)
+    deadline = time.monotonic() + FRESH_S
+    while after[key] == before.get(key, 0) and time.monotonic() < deadline:
+        after = scrape(space, name)
+    assert {key[1] for key in after} == {where}
+    assert after[key] > before.get(key, 0)
+    written = ("kangaroo_nfs_written_bytes_total", where, "")
+    assert after[written] - before[written] >= 1 << 20
+    assert after["kangaroo_nfs_operation_rtt_seconds_total", where, "WRITE"] > 0
+    assert after["kangaroo_nfs_volume_info", where, ""] == 1
+    if where == "guest":
+        assert after["kangaroo_nfs_volume_answers", where, ""] == 1
