@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 import socket
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.protocol.fake_shim import deaf, directory, healthy, odd, sandbox, shim, two
 
 from kangaroo.csi import metrics_http
 from kangaroo.csi.config import Config
 from kangaroo.csi.main import main as driver
 from kangaroo.csi.server import serving
 from kangaroo.errors import FailedPrecondition
-from kangaroo.wire.agent_protocol import decode, encode
-from kangaroo.wire.aio import Server
 from kangaroo.wire.gen import csi_pb2 as csi
 from kangaroo.wire.gen import csi_pb2_grpc
-from kangaroo.wire.node_protocol import SERVICE, VOLUME_STATS
 
-COUNTERS = """\
-device 192.0.2.1:/csi mounted on /run/nas/nas-1 with fstype nfs statvers=1.1
-\tbytes:\t0 0 0 0 500 600 0 0
-\tper-op statistics
-\t        READ: 8 10 1 1100 8389632 2 1400 1420 0
-"""
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """Short, for a unix socket's path has 107 bytes."""
-    path = Path(tempfile.mkdtemp(prefix="kcsi-"))
-    yield path
-    shutil.rmtree(path)
+__all__ = ["directory"]  # a fixture
 
 
 def free_port() -> int:
@@ -130,63 +111,6 @@ def test_calls_are_counted_by_method_and_code(directory: Path) -> None:
         assert after["kangaroo_csi_calls_in_flight", "NodePublishVolume"] == 0
 
     play(directory, scenario)
-
-
-@asynccontextmanager
-async def shim(
-    directory: Path, name: str, answer: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-) -> AsyncIterator[None]:
-    """A sandbox whose guest has one volume, and its shim."""
-
-    async def handle(payload: bytes) -> bytes:
-        return encode(await answer(decode(payload)))
-
-    own = sandbox(directory, name)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(own / "shim.sock"))
-        listener.listen()
-        task = asyncio.create_task(Server({SERVICE: {VOLUME_STATS: handle}}).serve(listener))
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
-
-
-def sandbox(directory: Path, name: str) -> Path:
-    own = directory / "sandboxes" / name
-    own.mkdir(parents=True)
-    path = f"{directory}/pods/uid-{name}/volumes/kubernetes.io~csi/pv-{name}/mount"
-    volume = {
-        "volume_id": "nas-1",
-        "source": "192.0.2.1:/csi",
-        "node_super_options": ["rw", "vers=3"],
-    }
-    state = {
-        "pod_uid": f"uid-{name}",
-        "volumes": [volume],
-        "placeholders": [{"path": path, "device": "0:9", "volume_id": "nas-1"}],
-    }
-    (own / "state.json").write_text(json.dumps(state))
-    return own
-
-
-async def healthy(request: dict[str, Any]) -> dict[str, Any]:
-    assert request["path"].endswith("/mount")
-    return {"mountstats": COUNTERS}
-
-
-async def deaf(request: dict[str, Any]) -> dict[str, Any]:
-    await asyncio.Event().wait()
-    raise AssertionError
-
-
-async def odd(request: dict[str, Any]) -> dict[str, Any]:
-    return {"mountstats": COUNTERS.replace("READ: 8", "READ: 8" * 1000)}
-
-
-async def two(request: dict[str, Any]) -> dict[str, Any]:
-    return {"mountstats": COUNTERS * 2}
 
 
 def volume(name: str) -> tuple[str, ...]:

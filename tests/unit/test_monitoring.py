@@ -79,7 +79,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], set[st
     )
     sandboxes = directory / "sandboxes"
     (sandboxes / "s1").mkdir(parents=True)
-    volume = {"volume_id": "nas-1", "source": "nas:/x", "node_super_options": []}
+    volume: dict[str, Any] = {"volume_id": "nas-1", "source": "nas:/x"}
+    volume |= {"node_options": [], "node_super_options": []}
     placeholder = {"path": "/elsewhere", "volume_id": "nas-1"}
     state = {"pod_uid": "uid", "volumes": [volume], "placeholders": [placeholder]}
     (sandboxes / "s1/state.json").write_text(json.dumps(state))

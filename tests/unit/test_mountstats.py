@@ -115,6 +115,16 @@ def test_what_cannot_be_read_is_named(old: str, new: str, named: str) -> None:
         mountstats.parse(V3.replace(old, new, 1))
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("", "0 mounts"), (V3 + V41, "2 mounts"), (OTHERS, "0 mounts"), (V3 + "\n" * 70000, "many")],
+)
+def test_a_guest_tells_of_one_mount(text: str, named: str) -> None:
+    assert mountstats.parse_one(V41).source == "nas.example.com:/csi"
+    with pytest.raises(ValueError, match=named):
+        mountstats.parse_one(text)
+
+
 LINES = st.lists(
     st.sampled_from([*V3.split("\n"), *V41.split("\n"), *OTHERS.split("\n")])
     | st.text(max_size=60)

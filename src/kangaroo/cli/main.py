@@ -17,7 +17,12 @@ from kangaroo import __version__
 from kangaroo.errors import KangarooError
 
 # Modules with `register(subparsers)`, in the order of the help text. On a node there is no lab.
-_VERBS = ("kangaroo.guest.verbs", "kangaroo_lab.verbs", "kangaroo_lab.demo_verbs")
+_VERBS = (
+    "kangaroo.cli.node_verbs",
+    "kangaroo.guest.verbs",
+    "kangaroo_lab.verbs",
+    "kangaroo_lab.demo_verbs",
+)
 _INTERRUPTED = 130
 
 

@@ -47,11 +47,17 @@ async def counters(socket: Path, target: str, timeout_s: float) -> str:
 
     Raises RpcError, OSError, InvalidRequest, Unavailable.
     """
-    answer = await _ask(socket, {"path": target, "timeout_s": timeout_s}, timeout_s + _ANSWER_S)
-    text = answer.get("mountstats")
+    text = (await answer(socket, target, timeout_s)).get("mountstats")
     if not isinstance(text, str):
         raise Unavailable("the guest's answer is malformed: it has no mountstats")
     return text
+
+
+async def answer(socket: Path, target: str, timeout_s: float) -> dict[str, Any]:
+    """All that the guest says of the volume, unchecked. Raises RpcError, OSError and
+    InvalidRequest.
+    """
+    return await _ask(socket, {"path": target, "timeout_s": timeout_s}, timeout_s + _ANSWER_S)
 
 
 async def _ask(socket: Path, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class PodVolume:
     server: str
     export: str
     version: str
+    options: tuple[str, ...]  # in force on the node, also before a guest took it
     superblock: str  # volumes of one superblock have the same counters
 
 
@@ -62,7 +63,7 @@ def on_node(entries: Iterable[MountEntry], pods_dir: str) -> dict[str, PodVolume
                 where=NODE,
                 superblock=entry.device,
                 **what,
-                **_mount(entry.source, entry.super_options),
+                **_mount(entry.source, entry.options, entry.super_options),
             )
     return found
 
@@ -96,12 +97,12 @@ def _of_sandbox(path: Path, pods_dir: str) -> Iterator[InGuest]:
             where=GUEST,
             superblock=f"{path.parent.name[:12]}/{volume_id}",
             **_names(target_path, target or KubeletTarget(state["pod_uid"] or "", "", "")),
-            **_mount(record["source"], record["node_super_options"]),
+            **_mount(record["source"], record["node_options"], record["node_super_options"]),
         )
         yield InGuest(volume, path.with_name(SOCKET_NAME))
 
 
-def _names(path: str, target: KubeletTarget) -> dict[str, str]:
+def _names(path: str, target: KubeletTarget) -> dict[str, Any]:
     """The driver and its name for the volume stand in a file beside a CSI volume's mount point."""
     driver, handle = target.plugin, ""
     if target.plugin == kubelet_target.CSI:
@@ -118,13 +119,19 @@ def _names(path: str, target: KubeletTarget) -> dict[str, str]:
     }
 
 
-def _mount(source: str, super_options: Iterable[str]) -> dict[str, str]:
+def _mount(source: str, options: Iterable[str], super_options: Iterable[str]) -> dict[str, Any]:
     try:
         server, export = split_source(source)
     except InvalidRequest:
         server, export = source, ""
-    versions = [option[5:] for option in super_options if option.startswith("vers=")]
-    return {"server": server, "export": export, "version": versions[-1] if versions else ""}
+    shown = (*options, *super_options)
+    versions = [option.removeprefix("vers=") for option in shown if option.startswith("vers=")]
+    return {
+        "server": server,
+        "export": export,
+        "version": versions[-1] if versions else "",
+        "options": tuple(dict.fromkeys(shown)),
+    }
 
 
 def _read_json(path: Path) -> Any:

@@ -115,10 +115,7 @@ class VolumeCounters:
     async def _ask(self, asked: InGuest, limit: asyncio.Semaphore) -> mountstats.Statistics:
         async with limit, asyncio.timeout(2 * self._guest_s):
             text = await guest_volumes.counters(asked.socket, asked.volume.path, self._guest_s)
-        found = mountstats.parse(text)
-        if len(found) != 1:
-            raise ValueError(f"the guest shows {len(found)} mounts instead of one")
-        return found[0]
+        return mountstats.parse_one(text)
 
     def _outcome(self, task: asyncio.Task[mountstats.Statistics], asked: InGuest) -> Reading:
         error = task.exception() if task.done() else TimeoutError("no time was left for it")

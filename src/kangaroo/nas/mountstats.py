@@ -81,6 +81,16 @@ def parse(text: str, wanted: Callable[[str], bool] | None = None) -> tuple[Stati
     )
 
 
+def parse_one(text: str) -> Statistics:
+    """The one NFS mount in what a guest says. Raises ValueError for more, less, or too long."""
+    if len(text) > SECTION_LIMIT:
+        raise ValueError(f"{len(text)} characters of counters are too many")
+    found = parse(text)
+    if len(found) != 1:
+        raise ValueError(f"counters of {len(found)} mounts instead of one")
+    return found[0]
+
+
 def _sections(text: str) -> Iterator[tuple[str, str, str, list[str]]]:
     starts = list(_HEADER.finditer(text))
     for index, match in enumerate(starts):

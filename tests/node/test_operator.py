@@ -1,10 +1,13 @@
-"""The driver's metrics of volumes that the node and that a guest have mounted."""
+"""What an operator sees of volumes that the node and that a guest have mounted: the driver's
+metrics, `kangaroo volumes` and `kangaroo sandboxes`.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -29,17 +32,17 @@ SWITCH_OFF = f"rm {CONFIG}; mv {CONFIG}.before {CONFIG} 2>/dev/null; systemctl r
 
 @pytest.fixture(scope="module")
 def space(lab: Lab) -> Iterator[pods.Space]:
-    where = lab.nas.root / "csi" / "metrics"
+    where = lab.nas.root / "csi" / "operator"
     where.mkdir(exist_ok=True)
     where.chmod(0o777)
     node = lab.nodes["node1"]
     node.exec(["sh", "-c", SWITCH_ON])
     try:
-        with pods.opened(lab, "metrics") as space:
+        with pods.opened(lab, "operator") as space:
             data = {"/data": "nas"}
             volumes = [pods.claim("nas")]
             space.apply(
-                *space.nas("nas", path="/csi/metrics", vers="4.1", options=None),
+                *space.nas("nas", path="/csi/operator", vers="4.1", options=None),
                 pod(
                     "guest", container("one", mounts=data), volumes=volumes, annotations=PASSTHROUGH
                 ),
@@ -82,3 +85,37 @@ def test_what_a_pod_does_is_counted_where_it_is_mounted(
     assert after["kangaroo_nfs_volume_info", where, ""] == 1
     if where == "guest":
         assert after["kangaroo_nfs_volume_answers", where, ""] == 1
+
+
+def listed(space: pods.Space, verb: str) -> dict[str, Any]:
+    """What a verb lists, by the pod's name."""
+    out = space.node.exec(["/opt/kangaroo/bin/kangaroo", verb, "--json"], timeout_s=60).stdout
+    return {
+        one["pod"]["name"]: one for one in json.loads(out) if one["pod"]["namespace"] == space.name
+    }
+
+
+def test_volumes_are_listed_with_where_they_are_mounted(space: pods.Space) -> None:
+    found = listed(space, "volumes")
+    assert {name: one["where"] for name, one in found.items()} == {
+        "guest": "guest",
+        "plain": "node",
+    }
+    for one in found.values():
+        assert one["problem"] is None
+        assert (one["server"], one["export"]) == (space.lab.nas.address, "/csi/operator")
+        assert "vers=4.1" in one["options"]
+        assert one["statistics"]["operations"] > 0
+    assert found["guest"]["statistics"]["total_bytes"] > 0
+    table = space.node.exec(["/opt/kangaroo/bin/kangaroo", "volumes"], timeout_s=60).stdout
+    assert f"{space.name}/guest" in table
+
+
+def test_sandboxes_are_listed_with_their_processes(space: pods.Space) -> None:
+    (only,) = listed(space, "sandboxes").values()
+    assert only["pod"]["name"] == "guest"
+    assert only["sandbox"] == space.sandbox(space.uid("guest"))
+    assert only["problem"] is None
+    for pid in (only["shim"]["pid"], only["qemu"], only["virtiofsd"]):
+        space.node.exec(["test", "-d", f"/proc/{pid}"])
+    assert only["memory_bytes"] > 16 << 20
