@@ -61,8 +61,11 @@ class Node:
         self.counters.append(COUNTERS.format(source=source, path=path))
 
     def samples(self) -> Samples:
-        (self.proc / "mountinfo").write_text("\n".join(self.mounts) + "\n")
-        (self.proc / "mountstats").write_text("".join(self.counters))
+        for name, text in (
+            ("mountinfo", "\n".join(self.mounts) + "\n"),
+            ("mountstats", "".join(self.counters)),
+        ):
+            (self.proc / name).write_bytes(text.encode("utf-8", "surrogateescape"))
         return scrape(Metrics(self.config, proc=self.proc))
 
 
@@ -168,6 +171,11 @@ def test_names_with_quotes_and_line_feeds_stay_in_their_label(node: Node) -> Non
     assert [key[1] for key in node.samples() if key[0] == "kangaroo_nfs_read_bytes_total"] == [
         '/a"b\nc'
     ]
+
+
+def test_names_that_are_no_text_do_no_harm(node: Node) -> None:
+    node.mount(node.csi_path("pod-1", "pv-1"), source="192.0.2.1:/\udcff")
+    assert [key[1] for key in node.samples() if key[0] == "kangaroo_nfs_read_bytes_total"] == ["/?"]
 
 
 def test_what_kubelet_was_told_of_a_volume(node: Node) -> None:

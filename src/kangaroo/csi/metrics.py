@@ -194,7 +194,7 @@ class _Volumes(Collector):
 
     def update(self, readings: tuple[Reading, ...]) -> None:
         """What is there now; conditions of other volumes are forgotten."""
-        self._readings = readings
+        self._readings = tuple({_values(reading): reading for reading in readings}.values())
         paths = {reading.volume.path for reading in readings}
         self._conditions = {path: said for path, said in self._conditions.items() if path in paths}
 
@@ -235,9 +235,7 @@ class _Volumes(Collector):
 
 
 def _mounts(readings: Iterable[Reading]) -> Metric:
-    tally = Tally(
-        (reading.volume.server, reading.volume.where, reading.volume.driver) for reading in readings
-    )
+    tally = Tally(_values(reading, _MOUNTS) for reading in readings)
     family = GaugeMetricFamily(
         "kangaroo_nfs_mounts", "NAS volumes of this node's pods.", labels=_MOUNTS
     )
@@ -254,10 +252,8 @@ def _about_volumes(readings: Iterable[Reading]) -> Iterator[Metric]:
         labels=_VOLUME,
     )
     for reading in readings:
-        volume = reading.volume
-        more = (volume.driver, volume.volume_handle, volume.version)
-        info.add_metric((*_values(reading), *more), 1)
-        if volume.where == GUEST:
+        info.add_metric(_values(reading, _INFO), 1)
+        if reading.volume.where == GUEST:
             answers.add_metric(_values(reading), reading.counters is not None)
     yield info
     yield answers
@@ -284,5 +280,7 @@ def _by_kind(operations: Mapping[str, Operation]) -> dict[str, list[Operation]]:
     return found
 
 
-def _values(reading: Reading) -> tuple[str, ...]:
-    return tuple(getattr(reading.volume, label) for label in _VOLUME)
+def _values(reading: Reading, labels: Iterable[str] = _VOLUME) -> tuple[str, ...]:
+    """The labels' values. A name on a NAS may be of bytes that are no text."""
+    found = (getattr(reading.volume, label) for label in labels)
+    return tuple(value.encode("utf-8", "replace").decode() for value in found)
