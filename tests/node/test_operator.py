@@ -20,14 +20,23 @@ if TYPE_CHECKING:
 
 # A reading that is younger is given again.
 FRESH_S = 10
+SWITCH_S = 180  # the driver starts again; its node may be emulated
 CONFIG = "/etc/kangaroo/csi.toml"
 URL = "http://127.0.0.1:9809/metrics"
 FETCH = f"import urllib.request as u; print(u.urlopen('{URL}', timeout=30).read().decode())"
-SWITCH_ON = (
-    f"test ! -e {CONFIG} || cp {CONFIG} {CONFIG}.before;"
-    f" echo 'metrics_address = \"127.0.0.1:9809\"' >> {CONFIG}; systemctl restart {UNIT}"
-)
-SWITCH_OFF = f"rm {CONFIG}; mv {CONFIG}.before {CONFIG} 2>/dev/null; systemctl restart {UNIT}"
+SWITCH_ON = f"""
+set -e
+mkdir -p {CONFIG.rpartition("/")[0]}
+test ! -e {CONFIG} || cp {CONFIG} {CONFIG}.before
+echo 'metrics_address = "127.0.0.1:9809"' >> {CONFIG}
+systemctl restart {UNIT}
+"""
+SWITCH_OFF = f"""
+set -e
+rm {CONFIG}
+test ! -e {CONFIG}.before || mv {CONFIG}.before {CONFIG}
+systemctl restart {UNIT}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +45,7 @@ def space(lab: Lab) -> Iterator[pods.Space]:
     where.mkdir(exist_ok=True)
     where.chmod(0o777)
     node = lab.nodes["node1"]
-    node.exec(["sh", "-c", SWITCH_ON])
+    node.exec(["sh", "-c", SWITCH_ON], timeout_s=SWITCH_S)
     try:
         with pods.opened(lab, "operator") as space:
             data = {"/data": "nas"}
@@ -51,7 +60,7 @@ def space(lab: Lab) -> Iterator[pods.Space]:
             waiting.ready(space, "guest", "plain")
             yield space
     finally:
-        node.exec(["sh", "-c", SWITCH_OFF])
+        node.exec(["sh", "-c", SWITCH_OFF], timeout_s=SWITCH_S)
 
 
 def scrape(space: pods.Space, pod: str) -> dict[tuple[str, str, str], float]:
