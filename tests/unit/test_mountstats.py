@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from kangaroo.nas import mountstats
 from kangaroo.nas.mountstats import Operation, Statistics
 
-# Linux 6.12, NFS 3 over one connection and 4.1 with nconnect=2; the long lists are cut.
+# In the format of Linux 6.12, NFS 3 over one connection and 4.1 with nconnect=2; the long lists are
+# cut, the figures made up.
 V3 = """\
 device 192.0.2.1:/csi/a\\040b mounted on /mnt/v\\0403 with fstype nfs statvers=1.1
 \topts:\trw,vers=3,rsize=1048576,wsize=1048576,namlen=255,hard,proto=tcp,timeo=600,retrans=2,sec=sys
