@@ -24,6 +24,7 @@ from kangaroo.wire.gen import csi_pb2_grpc, registration_pb2, registration_pb2_g
 
 Code = grpc.StatusCode
 ATTRIBUTES = {"server": "192.0.2.1", "path": "/csi", "csi.storage.k8s.io/pod.name": "p"}
+EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 WRITER = csi.VolumeCapability.AccessMode.MULTI_NODE_MULTI_WRITER
 
 
@@ -65,6 +66,8 @@ def start(directory: Path) -> Driver:
     config = directory / "csi.toml"
     config.write_text(
         'driver_name = "nas.test"\nnode_id = "node-7"\nlog_level = "debug"\nmount_timeout_s = 10\n'
+        "probe_timeout_s = 1\nsunrpc_tcp_slot_table_entries = 0\n"
+        f'work_dir = "{directory}/work"\n'
         f'kubelet_plugins_dir = "{directory}/plugins"\n'
         f'kubelet_registry_dir = "{directory}/registry"\n'
     )
@@ -149,6 +152,8 @@ def test_node_info(driver: Driver) -> None:
     kinds = {capability.rpc.type for capability in capabilities}
     assert csi.NodeServiceCapability.RPC.STAGE_UNSTAGE_VOLUME not in kinds
     assert csi.NodeServiceCapability.RPC.GET_VOLUME_STATS in kinds
+    assert csi.NodeServiceCapability.RPC.VOLUME_CONDITION in kinds
+    assert csi.NodeServiceCapability.RPC.EXPAND_VOLUME in kinds
 
 
 def test_what_is_not_offered_is_unimplemented(driver: Driver) -> None:
@@ -196,6 +201,7 @@ def test_sockets_are_root_s_alone(driver: Driver) -> None:
         ({"volume_context": {**ATTRIBUTES, "vers": "5"}}, "volumeAttributes.vers"),
         ({"volume_context": {**ATTRIBUTES, "options": "bg"}}, "volumeAttributes.options"),
         ({"volume_context": {**ATTRIBUTES, "share": "/"}}, "volumeAttributes.share"),
+        ({"volume_context": {**ATTRIBUTES, EPHEMERAL: "perhaps"}}, EPHEMERAL),
         ({"mount_flags": ["hard bind"]}, "mountOptions"),
     ],
 )
@@ -316,12 +322,66 @@ def test_stats(driver: Driver, target: Path) -> None:
     target.mkdir()
     mount.mount("sized", target, "tmpfs", data="size=1m,nr_inodes=10")
     (target / "file").write_bytes(b"x" * 65536)
-    usage = {each.unit: each for each in stats().usage}
+    found = stats()
+    assert not found.volume_condition.abnormal
+    assert found.volume_condition.message
+    usage = {each.unit: each for each in found.usage}
     size = usage[csi.VolumeUsage.BYTES]
     assert (size.total, size.used, size.available) == (1 << 20, 65536, (1 << 20) - 65536)
     assert usage[csi.VolumeUsage.INODES].total == 10
     assert usage[csi.VolumeUsage.INODES].used == 2
     unpublish(driver, target)
+
+
+def test_a_volume_that_does_not_answer_is_abnormal(driver: Driver, target: Path) -> None:
+    """A file system whose server is this test, which says nothing and then goes."""
+    target.mkdir()
+    request = csi.NodeGetVolumeStatsRequest(volume_id="nas-pv", volume_path=str(target))
+    with open("/dev/fuse", "r+b", buffering=0) as server:
+        data = f"fd={server.fileno()},rootmode=40000,user_id=0,group_id=0"
+        mount.mount("silent", target, "fuse", data=data)
+        silent = driver.node.NodeGetVolumeStats(request, timeout=5)
+    assert silent.volume_condition.abnormal
+    assert silent.volume_condition.message == "silent does not answer within 1 s"
+    assert list(silent.usage) == []
+    gone = driver.node.NodeGetVolumeStats(request, timeout=5)
+    assert gone.volume_condition.abnormal
+    assert "silent: " in gone.volume_condition.message
+    assert "not connected" in gone.volume_condition.message
+    unpublish(driver, target)
+
+
+def test_expansion_asks_nothing_of_a_node(driver: Driver, target: Path) -> None:
+    def expand(path: str, **rest: Any) -> Any:
+        request = csi.NodeExpandVolumeRequest(volume_id="nas-pv", volume_path=path, **rest)
+        return driver.node.NodeExpandVolume(request, timeout=30)
+
+    def code_of(*arguments: Any, **rest: Any) -> Any:
+        with pytest.raises(grpc.RpcError) as caught:
+            expand(*arguments, **rest)
+        return caught.value.code()
+
+    more = csi.CapacityRange(required_bytes=7 << 30)
+    assert code_of(str(target), capacity_range=more) is Code.NOT_FOUND
+    assert code_of("some/path", capacity_range=more) is Code.NOT_FOUND
+    assert code_of("") is Code.INVALID_ARGUMENT
+    target.mkdir()
+    mount.mount("grown", target, "tmpfs")
+    negative = csi.CapacityRange(required_bytes=-1)
+    assert code_of(str(target), capacity_range=negative) is Code.INVALID_ARGUMENT
+    block = csi.VolumeCapability(block=csi.VolumeCapability.BlockVolume())
+    assert code_of(str(target), volume_capability=block) is Code.INVALID_ARGUMENT
+    assert expand(str(target), capacity_range=more).capacity_bytes == 7 << 30
+    assert expand(str(target)).capacity_bytes == 0
+    unpublish(driver, target)
+
+
+def test_a_pod_s_own_volume_is_refused_unless_switched_on(driver: Driver, target: Path) -> None:
+    context = {**ATTRIBUTES, EPHEMERAL: "true"}
+    code, text = publish_failure(driver, target, volume_context=context)
+    assert code is Code.FAILED_PRECONDITION
+    assert "ephemeral_volumes = true" in text
+    assert not target.exists()
 
 
 def test_every_call_leaves_a_line(driver: Driver, target: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from tests.protocol.fake_guest import ANSWERS, PLACEHOLDER, FakeSandbox, Log, booter
 
 from kangaroo.csi import guest_volumes
+from kangaroo.csi.condition import Unusable
 from kangaroo.errors import KangarooError, NotFound, Unavailable
 from kangaroo.runtime.background import Background
 from kangaroo.runtime.pod import CreateOptions, Pod
@@ -20,13 +22,21 @@ from kangaroo.runtime.stdio import StdioPaths
 from kangaroo.runtime.volume_service import VolumeService
 from kangaroo.wire.agent_protocol import Method
 from kangaroo.wire.aio import Server
+from kangaroo.wire.envelope import Status
+from kangaroo.wire.status import Code
 
 Scenario = Callable[[Path], Awaitable[None]]
 
 
-def play(directory: Path, scenario: Scenario, *, sandbox: bool = True) -> None:
-    """Run a scenario beside a shim whose state names the placeholder. It gets the directory of all
-    sandboxes.
+def play(
+    directory: Path,
+    scenario: Scenario,
+    *,
+    sandbox: bool = True,
+    failures: Mapping[str, Status] = MappingProxyType({}),
+) -> None:
+    """Run a scenario beside a shim whose state names the placeholder, and whose guest fails so. It
+    gets the directory of all sandboxes.
     """
 
     async def main() -> None:
@@ -43,6 +53,7 @@ def play(directory: Path, scenario: Scenario, *, sandbox: bool = True) -> None:
                 (directory / "config.json").write_text("{}")
                 paths = StdioPaths()
                 await pod.create(CreateOptions("pod-1", directory, (), paths))
+                made[0].guest.failures.update(failures)
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(str(own / "shim.sock"))
             listener.listen()
@@ -70,7 +81,10 @@ def test_figures_come_from_the_guest(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
-@pytest.mark.parametrize("odd", [{"free_inodes": None}, {"total_bytes": -1}, {"free_bytes": True}])
+@pytest.mark.parametrize(
+    "odd",
+    [{"free_inodes": None}, {"total_bytes": -1}, {"free_bytes": True}, {"free_bytes": 2**63}],
+)
 def test_a_guest_that_lies_in_shape_is_an_error(
     tmp_path: Path, odd: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +119,17 @@ def test_damaged_states_and_dead_shims_of_others_do_no_harm(tmp_path: Path) -> N
         assert isinstance(error, Unavailable)
 
     play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    "failure", [Status(Code.INTERNAL, "Stale file handle"), Status(Code.DEADLINE_EXCEEDED, "late")]
+)
+def test_what_the_guest_s_server_does_is_a_condition(tmp_path: Path, failure: Status) -> None:
+    async def scenario(sandboxes: Path) -> None:
+        with pytest.raises(Unusable, match=failure.message):
+            await guest_volumes.statistics(sandboxes, PLACEHOLDER, 5)
+
+    play(tmp_path, scenario, failures={Method.VOLUME_STATS: failure})
 
 
 def test_a_sandbox_that_is_not_up_yet(tmp_path: Path) -> None:

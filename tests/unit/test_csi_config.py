@@ -32,7 +32,9 @@ def test_keys(tmp_path: Path) -> None:
     loaded = load(
         tmp_path,
         'driver_name = "nas.example.com"\nnode_id = "n1"\nmount_timeout_s = 7\n'
-        'endpoint = "/run/csi.sock"\nregister = false\nlog_level = "debug"\n',
+        'endpoint = "/run/csi.sock"\nregister = false\nlog_level = "debug"\n'
+        "create_missing_directories = false\nephemeral_volumes = true\n"
+        "sunrpc_tcp_slot_table_entries = 0\n",
     )
     assert loaded == Config(
         driver_name="nas.example.com",
@@ -41,6 +43,9 @@ def test_keys(tmp_path: Path) -> None:
         endpoint="/run/csi.sock",
         register=False,
         log_level="debug",
+        create_missing_directories=False,
+        ephemeral_volumes=True,
+        sunrpc_tcp_slot_table_entries=0,
     )
     assert loaded.socket_path == Path("/run/csi.sock")
     assert loaded.effective_node_id == "n1"
@@ -67,6 +72,12 @@ def test_keys(tmp_path: Path) -> None:
         ("metrics_path = 'metrics'", "metrics_path"),
         ("metrics_path = '/a?b'", "metrics_path"),
         ("kubelet_pods_dir = 'pods'", "kubelet_pods_dir"),
+        ("create_missing_directories = 'yes'", "create_missing_directories"),
+        ("ephemeral_volumes = 1", "ephemeral_volumes"),
+        ("sunrpc_tcp_slot_table_entries = 1", "sunrpc_tcp_slot_table_entries"),
+        ("sunrpc_tcp_slot_table_entries = 65537", "sunrpc_tcp_slot_table_entries"),
+        ("sunrpc_tcp_slot_table_entries = -128", "sunrpc_tcp_slot_table_entries"),
+        ("sunrpc_tcp_slot_table_entries = true", "sunrpc_tcp_slot_table_entries"),
         ("= 3", "csi.toml"),
     ],
 )

@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from kangaroo.csi import sunrpc
 from kangaroo.errors import InvalidRequest
 from kangaroo.wire.node_protocol import SANDBOXES_DIRECTORY
 
@@ -47,6 +48,9 @@ class Config:
     sandboxes_dir: str = SANDBOXES_DIRECTORY  # the runtime's state_root
     metrics_address: str = ""  # "127.0.0.1:9809", "[::]:9809"; no metrics when empty
     metrics_path: str = "/metrics"
+    create_missing_directories: bool = True
+    ephemeral_volumes: bool = False  # volumes that a pod describes itself
+    sunrpc_tcp_slot_table_entries: int = 128  # 0 leaves the node's setting alone
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -58,6 +62,12 @@ class Config:
             key = f"{name}_timeout_s"
             if not 0 < getattr(self, key) <= 3600:
                 raise InvalidRequest(key, "not between 0 and 3600 seconds")
+        slots = self.sunrpc_tcp_slot_table_entries
+        if slots and not sunrpc.FEWEST <= slots <= sunrpc.MOST:
+            raise InvalidRequest(
+                "sunrpc_tcp_slot_table_entries",
+                f"neither 0 nor between {sunrpc.FEWEST} and {sunrpc.MOST}",
+            )
         for key in _PATHS:
             value = getattr(self, key)
             if value and not value.startswith("/"):

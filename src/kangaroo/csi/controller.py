@@ -47,7 +47,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             raise InvalidRequest("volume_content_source", "a volume is made empty")
         if request.mutable_parameters:
             raise InvalidRequest("mutable_parameters", "a volume has none")
-        capacity = _capacity(request.capacity_range)
+        capacity = requests.capacity(request.capacity_range)
         wanted = storage_class.parse(request.parameters, request.name)
         made = VolumeId(
             kind=Kind.SHARE if wanted.volume_as is VolumeAs.SHAREPATH else Kind.DIRECTORY,
@@ -115,7 +115,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         requests.check_id(request.volume_id)
         if not request.HasField("capacity_range"):
             raise InvalidRequest("capacity_range", "missing")
-        capacity = _capacity(request.capacity_range)
+        capacity = requests.capacity(request.capacity_range)
         found = volume_id.decode(request.volume_id)
         if found is None:
             raise NotFound("no volume of this driver has this id")
@@ -170,13 +170,3 @@ def _share(made: VolumeId, secrets: Mapping[str, str]) -> NasVolume:
     """How the controller itself reaches the share: the same for every call about a volume."""
     flags = [secrets[_MOUNT_OPTIONS]] if secrets.get(_MOUNT_OPTIONS) else []
     return nas_volume.parse({"server": made.server, "path": made.base, "vers": made.version}, flags)
-
-
-def _capacity(asked: csi.CapacityRange) -> int:
-    """The capacity in bytes of a volume that is asked for so: 0 when nothing is asked for."""
-    required, limit = asked.required_bytes, asked.limit_bytes
-    if required < 0 or limit < 0:
-        raise InvalidRequest("capacity_range", "negative")
-    if limit and required > limit:
-        raise InvalidRequest("capacity_range", f"required {required} is more than limit {limit}")
-    return required or limit

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from kangaroo.csi.condition import Unusable
 from kangaroo.errors import InvalidRequest, NotFound, Unavailable
 from kangaroo.wire.agent_protocol import decode, encode
 from kangaroo.wire.aio import Client, RpcError
@@ -17,6 +18,9 @@ _log = logging.getLogger(__name__)
 
 # Above the guest's own deadline, so that its answer says what the matter is.
 _ANSWER_S = 2.0
+_MOST = 2**63 - 1  # what CSI's numbers hold
+# What statfs in the guest came to: an error of its own (UNKNOWN carries any errno), or no end.
+_UNUSABLE = (Code.UNKNOWN, Code.DEADLINE_EXCEEDED)
 _FIGURES = ("total_bytes", "free_bytes", "available_bytes", "total_inodes", "free_inodes")
 
 
@@ -25,7 +29,8 @@ async def statistics(
 ) -> tuple[int, int, int, int, int]:
     """Total, free for root and available bytes, total and free inodes, as the guest sees them.
 
-    Raises Unavailable when no sandbox has the volume or the guest does not answer.
+    Raises Unusable when the guest cannot get them from its server, Unavailable when no sandbox has
+    the volume or the guest cannot be asked.
     """
     socket = _socket_of(sandboxes, target)
     if socket is None:
@@ -35,7 +40,8 @@ async def statistics(
     except RpcError as error:
         if error.code == Code.NOT_FOUND:
             raise NotFound(error.message) from error
-        raise Unavailable(f"the guest that has the volume of {target}: {error.message}") from error
+        kind = Unusable if error.code in _UNUSABLE else Unavailable
+        raise kind(f"the guest that has the volume of {target}: {error.message}") from error
     except (OSError, InvalidRequest) as error:
         raise Unavailable(f"the shim that has the volume of {target}: {error}") from error
     total, free, available, inodes, free_inodes = (_figure(answer, name) for name in _FIGURES)
@@ -85,6 +91,6 @@ def _socket_of(sandboxes: Path, target: str) -> Path | None:
 
 def _figure(answer: dict[str, Any], name: str) -> int:
     value = answer.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
         raise Unavailable(f"the guest's answer is malformed: {name} is {str(value)[:100]!r}")
     return value

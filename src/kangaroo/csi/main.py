@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kangaroo import __version__
 from kangaroo.csi import config as configuration
+from kangaroo.csi import sunrpc
 from kangaroo.csi.server import serving
 from kangaroo.errors import KangarooError
 
@@ -51,6 +52,8 @@ async def _serve(config: configuration.Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    # Before anything can be mounted: a connection keeps the slots that it was made with.
+    await sunrpc.raise_slot_table(config.sunrpc_tcp_slot_table_entries)
     async with serving(config):
         _log.info("ready driver=%s node=%s", config.driver_name, config.effective_node_id)
         _notify_systemd("READY=1")

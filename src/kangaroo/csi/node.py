@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
-from kangaroo.csi import requests, single_writer, targets
+from kangaroo.csi import requests, single_writer, targets, volume_id, volume_stats
 from kangaroo.csi.config import Config
 from kangaroo.csi.context import Context
 from kangaroo.csi.locks import Locks
-from kangaroo.errors import InvalidRequest, NotFound
+from kangaroo.csi.share import Worker
+from kangaroo.csi.volume_stats import Figures
+from kangaroo.errors import FailedPrecondition, InvalidRequest, NotFound
+from kangaroo.linux import mountinfo
 from kangaroo.nas import volume as nas_volume
 from kangaroo.wire.gen import csi_pb2 as csi
 from kangaroo.wire.gen import csi_pb2_grpc
@@ -18,9 +22,12 @@ _Mode = csi.VolumeCapability.AccessMode
 _READER_MODES = (_Mode.SINGLE_NODE_READER_ONLY, _Mode.MULTI_NODE_READER_ONLY)
 _CAPABILITIES = (
     csi.NodeServiceCapability.RPC.GET_VOLUME_STATS,
+    csi.NodeServiceCapability.RPC.VOLUME_CONDITION,
+    csi.NodeServiceCapability.RPC.EXPAND_VOLUME,
     csi.NodeServiceCapability.RPC.SINGLE_NODE_MULTI_WRITER,
 )
 _PATH_LIMIT_BYTES = 4096
+_EPHEMERAL = "csi.storage.k8s.io/ephemeral"  # said by kubelet, where podInfoOnMount is set
 
 
 class Node(csi_pb2_grpc.NodeServicer):
@@ -29,6 +36,12 @@ class Node(csi_pb2_grpc.NodeServicer):
         self._locks = Locks()
         self._sandboxes = Path(config.sandboxes_dir)
         self._claims = Path(config.work_dir) / "single-writer"
+        self._takes_ephemeral = config.ephemeral_volumes
+        self._creator = (
+            Worker(Path(config.work_dir), config.operation_timeout_s)
+            if config.create_missing_directories
+            else None
+        )
         self._timeouts = targets.Timeouts(
             mount_s=config.mount_timeout_s,
             mode_s=config.mode_timeout_s,
@@ -43,6 +56,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         requests.check_id(request.volume_id)
         target = _target(request.target_path, "target_path")
         flags = requests.mount_flags(request)
+        self._check_ephemeral(request.volume_context)
         read_only = request.readonly or request.volume_capability.access_mode.mode in _READER_MODES
         volume = nas_volume.parse(request.volume_context, flags, read_only=read_only)
         async with contextlib.AsyncExitStack() as held:
@@ -50,7 +64,7 @@ class Node(csi_pb2_grpc.NodeServicer):
                 await held.enter_async_context(self._locks.hold(request.volume_id))
                 single_writer.claim(self._claims, request.volume_id, target)
             await held.enter_async_context(self._locks.hold(target))
-            await targets.publish(volume, target, self._timeouts)
+            await targets.publish(volume, target, self._timeouts, self._creator_for(request))
         return csi.NodePublishVolumeResponse()
 
     async def NodeUnpublishVolume(
@@ -67,27 +81,35 @@ class Node(csi_pb2_grpc.NodeServicer):
     async def NodeGetVolumeStats(
         self, request: csi.NodeGetVolumeStatsRequest, context: Context
     ) -> csi.NodeGetVolumeStatsResponse:
-        """Bytes and inodes of a volume that is mounted on this node, or in a guest."""
+        """Bytes and inodes of a volume that is mounted on this node, or in a guest, and whether it
+        can be used. One that cannot be is an answer too, without figures when there are none.
+        """
         requests.check_id(request.volume_id)
-        if request.volume_path and not request.volume_path.startswith("/"):
-            raise NotFound(f"nothing is published on {request.volume_path!r}, which is no target")
-        target = _target(request.volume_path, "volume_path")
-        total, free, available, inodes, free_inodes = await targets.statistics(
-            target, self._timeouts, self._sandboxes
-        )
+        target = _published(request.volume_path)
+        found = await volume_stats.look(target, self._timeouts.probe_s, self._sandboxes)
+        problem = found.problem
         return csi.NodeGetVolumeStatsResponse(
-            usage=[
-                csi.VolumeUsage(
-                    unit=csi.VolumeUsage.BYTES, total=total, used=total - free, available=available
-                ),
-                csi.VolumeUsage(
-                    unit=csi.VolumeUsage.INODES,
-                    total=inodes,
-                    used=inodes - free_inodes,
-                    available=free_inodes,
-                ),
-            ]
+            usage=[] if found.figures is None else _usage(found.figures),
+            volume_condition=csi.VolumeCondition(
+                abnormal=bool(problem), message=problem or "the server answers"
+            ),
         )
+
+    async def NodeExpandVolume(
+        self, request: csi.NodeExpandVolumeRequest, context: Context
+    ) -> csi.NodeExpandVolumeResponse:
+        """Nothing is to be done on a node; the capacity asked for is what the volume has.
+
+        Raises NotFound when no volume is published on volume_path.
+        """
+        requests.check_id(request.volume_id)
+        target = _published(request.volume_path)
+        capacity = requests.capacity(request.capacity_range)
+        if request.HasField("volume_capability"):
+            requests.check_capability(request.volume_capability, "volume_capability")
+        if mountinfo.at(target, mountinfo.read()) is None:
+            raise NotFound(f"no volume is published on {target}")
+        return csi.NodeExpandVolumeResponse(capacity_bytes=capacity)
 
     async def NodeGetCapabilities(
         self, request: csi.NodeGetCapabilitiesRequest, context: Context
@@ -103,6 +125,48 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, request: csi.NodeGetInfoRequest, context: Context
     ) -> csi.NodeGetInfoResponse:
         return csi.NodeGetInfoResponse(node_id=self._node_id)
+
+    def _check_ephemeral(self, context: Mapping[str, str]) -> None:
+        said = context.get(_EPHEMERAL, "false")
+        if said not in ("true", "false"):
+            raise InvalidRequest(f"volume_context.{_EPHEMERAL}", f"{said!r} is no truth value")
+        if said == "true" and not self._takes_ephemeral:
+            raise FailedPrecondition(
+                "volumes that a pod describes itself are switched off on this node",
+                hint="use a PersistentVolume, or set ephemeral_volumes = true in the driver's"
+                " configuration",
+            )
+
+    def _creator_for(self, request: csi.NodePublishVolumeRequest) -> Worker | None:
+        """Who makes a directory that is missing. That of a provisioned volume was made with it, so
+        when it is missing somebody took it away.
+        """
+        provisioned = volume_id.decode(request.volume_id) is not None
+        return None if provisioned else self._creator
+
+
+def _usage(figures: Figures) -> list[csi.VolumeUsage]:
+    return [
+        csi.VolumeUsage(
+            unit=csi.VolumeUsage.BYTES,
+            total=figures.total_bytes,
+            used=max(0, figures.total_bytes - figures.free_bytes),
+            available=figures.available_bytes,
+        ),
+        csi.VolumeUsage(
+            unit=csi.VolumeUsage.INODES,
+            total=figures.total_inodes,
+            used=max(0, figures.total_inodes - figures.free_inodes),
+            available=figures.free_inodes,
+        ),
+    ]
+
+
+def _published(path: str) -> str:
+    """The volume_path of a request. Raises NotFound for one that no volume can be on."""
+    if path and not path.startswith("/"):
+        raise NotFound(f"nothing is published on {path!r}, which is no target")
+    return _target(path, "volume_path")
 
 
 def _target(path: str, field: str) -> str:

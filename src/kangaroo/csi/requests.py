@@ -45,3 +45,13 @@ def check_capability(capability: csi.VolumeCapability, field: str) -> None:
         raise InvalidRequest(f"{field}.access_mode", "missing")
     if capability.mount.fs_type not in _FSTYPES:
         raise InvalidRequest(f"{field}.fs_type", f"{capability.mount.fs_type!r} is not nfs")
+
+
+def capacity(asked: csi.CapacityRange) -> int:
+    """The capacity in bytes that is asked for, 0 when nothing is. Raises InvalidRequest."""
+    required, limit = asked.required_bytes, asked.limit_bytes
+    if required < 0 or limit < 0:
+        raise InvalidRequest("capacity_range", "negative")
+    if limit and required > limit:
+        raise InvalidRequest("capacity_range", f"required {required} is more than limit {limit}")
+    return required or limit

@@ -69,6 +69,11 @@ class Worker:
         total, available = await self._run(share, "capacity", {})
         return total, available
 
+    async def ensure_directory(self, share: NasVolume, path: str, permissions: int) -> bool:
+        """See `share_directory.ensure`."""
+        details = {"path": path, "permissions": permissions}
+        return bool(await self._run(share, "ensure_directory", details))
+
     async def _run(self, share: NasVolume, operation: str, details: Mapping[str, Any]) -> Any:
         mount_point = self.directory / "share"
         lock = self.directory / "lock" / token_of(share.source)

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from kangaroo.csi import share_directory
 from kangaroo.linux.openat2 import ensure_directory_beneath, open_beneath
 
 PRIVATE_DIRECTORY = ".kangaroo"
@@ -286,6 +287,8 @@ def _perform(
             return None
         case "capacity":
             return capacity(root)
+        case "ensure_directory":
+            return share_directory.ensure(root, request["path"], request["permissions"])
         case other:
             raise ValueError(f"no operation {other!r}")
     return None if record is None else asdict(record)

@@ -6,19 +6,21 @@ may be a dead mount; what must touch one is a child process with a deadline.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from kangaroo.csi import guest_volumes, mount_errors, mount_helper
+from kangaroo.csi import missing_directory, mount_errors, mount_helper
+from kangaroo.csi.share import Worker
 from kangaroo.errors import (
     AlreadyExists,
     CommandFailed,
     DeadlineExceeded,
     FailedPrecondition,
-    NotFound,
+    MountFailed,
     Unavailable,
 )
 from kangaroo.linux import mountinfo, process
@@ -53,18 +55,21 @@ def canonical(target: str) -> str:
     return str(path.parent.resolve() / path.name)
 
 
-async def publish(volume: NasVolume, target: str, timeouts: Timeouts) -> None:
+async def publish(
+    volume: NasVolume, target: str, timeouts: Timeouts, creator: Worker | None = None
+) -> None:
     """Mount `volume` on `target`, making the directory. Repeating it is fine.
 
-    A target that the runtime took over (a placeholder stands there) counts as published. On failure
-    and on cancellation the target is left as it was found. Raises AlreadyExists,
-    FailedPrecondition, MountFailed, DeadlineExceeded, Unavailable.
+    A directory that the server does not have is made by `creator`, if there is one and the volume
+    is not read-only. A target that the runtime took over (a placeholder stands there) counts as
+    published. On failure and on cancellation the target is left as it was found. Raises
+    AlreadyExists, FailedPrecondition, MountFailed, DeadlineExceeded, Unavailable.
     """
     if await _already_published(volume, target, timeouts):
         return
     made = _make_directory(target)
     try:
-        await _mount(volume, target, timeouts)
+        await _mount_or_make(volume, target, timeouts, creator)
         if volume.mode is not None and not volume.read_only:
             await _set_mode(volume, target, timeouts)
     except BaseException:
@@ -87,28 +92,6 @@ async def unpublish(target: str, timeouts: Timeouts) -> None:
     except OSError as error:
         reason = f"{target} is not removed: {error.strerror}"
         raise FailedPrecondition(reason, hint="look at what stands there") from error
-
-
-async def statistics(
-    target: str, timeouts: Timeouts, sandboxes: Path
-) -> tuple[int, int, int, int, int]:
-    """Total, free for root and available bytes, total and free inodes of the volume on `target`;
-    of one that a guest has mounted, from that guest's sandbox in `sandboxes`.
-
-    Raises NotFound (nothing is published there), Unavailable.
-    """
-    entry = mountinfo.at(target, mountinfo.read())
-    if entry is None:
-        raise NotFound(f"no volume is published on {target}")
-    if is_placeholder(entry):
-        return await guest_volumes.statistics(sandboxes, target, timeouts.probe_s)
-    command = ("stat", "--file-system", "--format=%S %b %f %a %c %d", target)
-    try:
-        output = await process.run(command, timeout_s=timeouts.probe_s)
-    except (CommandFailed, DeadlineExceeded) as error:
-        raise Unavailable(f"{entry.source} does not answer: {error}") from error
-    block, total, free, available, inodes, free_inodes = (int(word) for word in output.split())
-    return total * block, free * block, available * block, inodes, free_inodes
 
 
 async def _already_published(volume: NasVolume, target: str, timeouts: Timeouts) -> bool:
@@ -151,15 +134,34 @@ def _make_directory(target: str) -> bool:
     return True
 
 
-async def _mount(volume: NasVolume, target: str, timeouts: Timeouts) -> None:
+async def _mount_or_make(
+    volume: NasVolume, target: str, timeouts: Timeouts, creator: Worker | None
+) -> None:
+    """Mount, all that it takes within one mount's deadline."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeouts.mount_s
     try:
-        await process.run(mount_helper.command(volume, target), timeout_s=timeouts.mount_s)
+        await _mount(volume, target, timeouts.mount_s)
+    except MountFailed as error:
+        if (
+            creator is None
+            or volume.read_only
+            or not missing_directory.may_be_missing(volume, error)
+        ):
+            raise
+        await missing_directory.make(creator, volume, error, deadline - loop.time())
+        await _mount(volume, target, deadline - loop.time())
+
+
+async def _mount(volume: NasVolume, target: str, timeout_s: float) -> None:
+    try:
+        await process.run(mount_helper.command(volume, target), timeout_s=timeout_s)
     except CommandFailed as error:
         raise mount_errors.from_command(volume, error) from error
     except DeadlineExceeded as error:
         raise DeadlineExceeded(
             f"mount {volume.source} with options {volume.option_string!r}: "
-            f"not done within {timeouts.mount_s:g} s, mount was killed",
+            f"not done within {timeout_s:g} s, mount was killed",
             hint=error.hint or "the server does not answer; check its address, port and firewall",
         ) from error
     entry = mountinfo.at(target, mountinfo.read())
