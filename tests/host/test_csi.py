@@ -62,7 +62,8 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def start(directory: Path) -> Driver:
+def start(directory: Path, *prefix: str) -> Driver:
+    """The driver's process, by way of the command `prefix`, which becomes it."""
     config = directory / "csi.toml"
     config.write_text(
         'driver_name = "nas.test"\nnode_id = "node-7"\nlog_level = "debug"\nmount_timeout_s = 10\n'
@@ -73,7 +74,7 @@ def start(directory: Path) -> Driver:
     )
     with (directory / "log").open("w") as log:
         process = subprocess.Popen(
-            (sys.executable, "-m", "kangaroo.csi.main", "--config", str(config)),
+            (*prefix, sys.executable, "-m", "kangaroo.csi.main", "--config", str(config)),
             stderr=log,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -44,7 +44,7 @@ class Case:
 CASES = {
     "unresolvable": Case([r"nas\.invalid"], {"server": "nas.invalid"}),
     "unreachable": Case([UNREACHABLE], {"server": UNREACHABLE}),
-    "no-export": Case([r"/csi-absent"], {"path": "/csi-absent"}),
+    "no-export": Case([r"/csi-absent"], {"path": "/csi-absent", "options": "ro"}),
     "version": Case([r"vers", r"\b5\b"], {"vers": "5"}),
     "option": Case([r"frobnicate"], {"options": "nolock,frobnicate=7"}),
     "annotation-yes": Case([ENABLE, r"yes"], annotations={ENABLE: "yes"}),

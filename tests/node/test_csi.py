@@ -12,11 +12,16 @@ import pytest
 from tests.node import pods
 from tests.node.csi_driver import KUBELET_S, UNIT, Driver, driving
 
+from kangaroo.csi.config import Config
+
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
 # The driver's own deadline of one mount, its clean-up, and the emulated node's slowness.
 MOUNT_S = 60 + 20
+# One probe's deadline, the killed child's end, and the emulated node's slowness.
+PROBE_S = 5 + 2 + 5
+CONFIG = "/etc/kangaroo/csi.toml"
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +119,58 @@ def test_mode(clean: Driver, directory: Path) -> None:
         clean.unpublish("mode")
 
 
+def test_what_is_tuned_for_throughput(clean: Driver) -> None:
+    """The slot table is the node's; `nconnect` counts where nothing of the server is mounted."""
+    slots = clean.node.exec(["cat", "/proc/sys/sunrpc/tcp_slot_table_entries"]).stdout
+    assert int(slots) == Config().sunrpc_tcp_slot_table_entries
+    assert clean.publish("nconnect", vers="4.1", options="hard,nconnect=4").code == "OK"
+    entry = clean.mounted("nconnect")
+    assert entry is not None
+    assert "nconnect=4" in entry.super_options
+    assert clean.unpublish("nconnect").code == "OK"
+
+
+def test_a_missing_directory_is_made(clean: Driver, directory: Path) -> None:
+    """Beneath the nearest one that is there, with what is missing in between; once, and said."""
+    names = {f"made-{vers}": vers for vers in ("3", "4.1")}
+    paths = {name: f"/csi/{directory.name}/{name}/deep" for name in names}
+    publishing = [clean.publishing(n, path=paths[n], vers=vers) for n, vers in names.items()]
+    read_only = clean.publishing("made-ro", path=f"/csi/{directory.name}/ro", read_only=True)
+    *made, refused = clean.calls(*publishing, read_only)
+    assert [(answer.code, answer.message) for answer in made] == [("OK", "")] * len(names)
+    assert refused.code in ("NOT_FOUND", "PERMISSION_DENIED")
+    assert sorted(path.name for path in directory.iterdir()) == sorted(names)
+    for name in names:
+        (deep,) = (directory / name).iterdir()
+        assert (deep.name, deep.stat().st_mode & 0o7777) == ("deep", 0o777)
+        clean.node.exec(["touch", f"{clean.target(name)}/written"])
+        assert (deep / "written").exists()
+    log = clean.node.exec(["journalctl", "--unit", UNIT, "--lines=400", "--output=cat"]).stdout
+    for path in paths.values():
+        assert f"directory made source={clean.lab.nas.address}:{path} mode=0777" in log
+    clean.calls(*map(clean.unpublishing, names))
+
+
+def test_a_volume_of_the_pod_s_own_with_the_switch(clean: Driver) -> None:
+    own = {"csi.storage.k8s.io/ephemeral": "true"}
+    assert clean.publish("own", **own).code == "FAILED_PRECONDITION"
+    clean.node.exec(["sh", "-c", f"echo 'ephemeral_volumes = true' > {CONFIG}"])
+    try:
+        clean.node.exec(["systemctl", "restart", UNIT])
+        codes = [answer.code for answer in (clean.publish("own", **own), clean.unpublish("own"))]
+    finally:
+        clean.node.exec(["rm", CONFIG])
+        clean.node.exec(["systemctl", "restart", UNIT])
+    assert codes == ["OK", "OK"]
+
+
+def stats_of(driver: Driver, name: str) -> dict[str, Any]:
+    request = {"volume_id": name, "volume_path": driver.target(name)}
+    return {"method": "NodeGetVolumeStats", "request": request, "timeout_s": KUBELET_S}
+
+
 def test_stats(clean: Driver) -> None:
-    request = {"volume_id": "stats", "volume_path": clean.target("stats")}
-    asking = {"method": "NodeGetVolumeStats", "request": request, "timeout_s": KUBELET_S}
+    asking = stats_of(clean, "stats")
     _, (answer,), _, (after,) = clean.rounds(
         [clean.publishing("stats")], [asking], [clean.unpublishing("stats")], [asking]
     )
@@ -124,11 +178,13 @@ def test_stats(clean: Driver) -> None:
     units = {usage["unit"]: usage for usage in answer.response["usage"]}
     assert int(units["BYTES"]["total"]) > int(units["BYTES"]["available"]) > 0
     assert set(units) == {"BYTES", "INODES"}
+    assert answer.response["volumeCondition"] == {"message": "the server answers"}
 
 
 REFUSED: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
-    "export-3": ({"path": "/absent"}, "PERMISSION_DENIED NOT_FOUND", "/absent"),
-    "export-4": ({"path": "/absent", "vers": "4.2"}, "NOT_FOUND", "/absent"),
+    # Read-only, or the directory would be made.
+    "export-3": ({"path": "/absent", "read_only": True}, "PERMISSION_DENIED NOT_FOUND", "/absent"),
+    "export-4": ({"path": "/absent", "vers": "4.2", "read_only": True}, "NOT_FOUND", "/absent"),
     "option-3": ({"options": "nolock,frobnicate=7"}, "INVALID_ARGUMENT", "frobnicate=7"),
     "option-4": ({"options": "frobnicate=7", "vers": "4.1"}, "INVALID_ARGUMENT", "frobnicate=7"),
     "value": ({"options": "nolock,rsize=much"}, "INVALID_ARGUMENT", "rsize=much"),
@@ -185,9 +241,14 @@ def test_a_dead_nas_is_unmounted_in_time(clean: Driver) -> None:
     try:
         dirty = f"dd if=/dev/zero of={clean.target('dead')}/csi-dirty bs=64k count=4"
         clean.node.exec(["sh", "-c", f"timeout 5 {dirty} >/dev/null 2>&1 || :"])
-        (again,), (answer,) = clean.rounds(
-            [clean.publishing("dead", vers="3")], [clean.unpublishing("dead")]
+        (stats,), (again,), (answer,) = clean.rounds(
+            [stats_of(clean, "dead")],
+            [clean.publishing("dead", vers="3")],
+            [clean.unpublishing("dead")],
         )
+        assert stats.response["volumeCondition"]["abnormal"], stats
+        assert "does not answer within" in stats.response["volumeCondition"]["message"]
+        assert stats.seconds < PROBE_S
         assert again.code in ("OK", "UNAVAILABLE")  # the kernel may still know the directory
         assert answer.code == "OK", answer.message
         assert answer.seconds < KUBELET_S
@@ -205,7 +266,9 @@ def test_a_stale_mount_is_replaced(clean: Driver, directory: Path) -> None:
     # Through the server, not behind its back: it caches what it knows of a directory.
     other = f"{clean.target('other')}/{directory.name}"
     clean.node.exec(["sh", "-ec", f"rmdir {other}; mkdir {other}; touch {other}/new"])
-    (answer,) = clean.calls(stale)
+    (stats,), (answer,) = clean.rounds([stats_of(clean, "stale")], [stale])
+    assert stats.response["volumeCondition"]["abnormal"], stats
+    assert "Stale file handle" in stats.response["volumeCondition"]["message"]
     assert answer.code == "OK", answer.message
     assert clean.node.exec(["ls", clean.target("stale")]).stdout.split() == ["new"]
     clean.calls(clean.unpublishing("stale"), clean.unpublishing("other"))

@@ -10,18 +10,22 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
 
 from kangaroo.csi.context import Context, MethodHandler
 from kangaroo.csi.errors_map import code_of
-from kangaroo.errors import KangarooError
+from kangaroo.csi.volume_id import LIMIT_BYTES
+from kangaroo.errors import KangarooError, Unsupported
 
 _log = logging.getLogger(__name__)
 
 # Asked again and again by probes and kubelet; a line each would bury the others.
 _FREQUENT = frozenset({"Probe", "NodeGetCapabilities", "NodeGetVolumeStats", "GetInfo"})
+_TEXT_LIMIT = 4096
+_PATH_LIMIT = 1024
 
 
 class Observer(Protocol):
@@ -56,14 +60,20 @@ class Boundary(grpc.aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> MethodHandler | None:
         handler = await continuation(details)
-        if handler is None or not inspect.iscoroutinefunction(handler.unary_unary):
-            return handler  # unknown, or not implemented
+        if handler is None or handler.unary_unary is None:
+            return handler  # unknown
         method = details.method.rpartition("/")[2]
+        # What a service does not have is a plain function of the generated class, which raises.
+        offered = inspect.iscoroutinefunction(handler.unary_unary)
         return grpc.unary_unary_rpc_method_handler(
-            _bounded(method, handler.unary_unary, self._observer),
+            _bounded(method, handler.unary_unary if offered else _unimplemented, self._observer),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
+
+
+async def _unimplemented(_request: Any, _context: Context) -> Any:
+    raise Unsupported("this driver does not have the method")
 
 
 def _bounded(
@@ -93,10 +103,28 @@ def _bounded(
         else:
             record(request, "OK", started, response=response)
             return response
-        volume = getattr(request, "volume_id", "")
-        return await context.abort(code, f"volume {volume}: {text}" if volume else text)
+        volume = _word(getattr(request, "volume_id", ""), LIMIT_BYTES)
+        return await context.abort(
+            code, _bounded_text(f"volume {volume}: {text}" if volume else text)
+        )
 
     return call
+
+
+def _bounded_text(text: str) -> str:
+    """What a status can carry: gRPC quotes it in a trailer, and drops a call whose trailers are
+    longer than 8 KiB.
+    """
+    kept = text[:_TEXT_LIMIT]
+    while len(quote(kept)) > _TEXT_LIMIT:
+        kept = kept[: len(kept) * 3 // 4]
+    return kept if kept == text else f"{kept}…"
+
+
+def _word(value: str, limit: int) -> str:
+    """A value of a request for a line, which it must neither end nor fill."""
+    plain = value.isprintable() and " " not in value and len(value) <= limit
+    return value if plain or not value else repr(value[:limit])
 
 
 def _record(method: str, request: Any, code: str, started: float, error: str = "") -> None:
@@ -105,9 +133,9 @@ def _record(method: str, request: Any, code: str, started: float, error: str = "
         logging.DEBUG if method in _FREQUENT and code == "OK" else logging.INFO,
         "call method=%s volume=%s target=%s code=%s seconds=%.3f error=%s",
         method,
-        getattr(request, "volume_id", "") or "-",
-        target or "-",
+        _word(getattr(request, "volume_id", ""), LIMIT_BYTES) or "-",
+        _word(target, _PATH_LIMIT) or "-",
         code,
         time.monotonic() - started,
-        repr(error) if error else "-",
+        repr(error[:_TEXT_LIMIT]) if error else "-",
     )

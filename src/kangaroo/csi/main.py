@@ -34,17 +34,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KangarooError as error:
         print(f"kangaroo-csi: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=config.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=config.log_level.upper(), handlers=(handler,))
     try:
         asyncio.run(_serve(config))
     except KangarooError as error:
         print(f"kangaroo-csi: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+class OneLine(logging.Formatter):
+    """An event is a line, whatever a request put into it. Tracebacks follow theirs as they are."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        text = super().formatMessage(record)
+        if text.isprintable():
+            return text
+        return "".join(
+            character if character.isprintable() else character.encode("unicode_escape").decode()
+            for character in text
+        )
 
 
 async def _serve(config: configuration.Config) -> None:

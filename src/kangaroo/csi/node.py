@@ -176,7 +176,10 @@ def _target(path: str, field: str) -> str:
         raise InvalidRequest(field, f"{path!r} is not absolute")
     if "\0" in path or ".." in path.split("/") or len(path.encode()) > _PATH_LIMIT_BYTES:
         raise InvalidRequest(field, f"{path!r} is not a path that can be published on")
-    target = targets.canonical(path)
+    try:
+        target = targets.canonical(path)
+    except (OSError, RuntimeError) as error:  # pathlib's own for links in a circle
+        raise InvalidRequest(field, f"{path!r} cannot be followed: {error}") from error
     if target == "/":
         raise InvalidRequest(field, "the root directory is not a target")
     return target
