@@ -44,6 +44,11 @@ def test_mount_options_override_by_what_they_are_about() -> None:
     assert parsed.options == ("timeo=50", "soft", "lock")
 
 
+def test_connections_and_encryption_are_the_kernel_s_affair() -> None:
+    parsed = parse("xprtsec=mtls", options="nconnect=8,max_connect=16,xprtsec=tls", vers="4.2")
+    assert parsed.option_string == "vers=4.2,nconnect=8,max_connect=16,xprtsec=mtls"
+
+
 @pytest.mark.parametrize(
     ("text", "version"),
     [
