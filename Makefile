@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 LOCKS := requirements/dev.txt requirements/node.txt pyproject.toml
 BOOTSTRAP := PYTHONPATH=src $(PYTHON) -m kangaroo_lab.bootstrap
 
-.PHONY: help venv bootstrap check format test test-unit test-protocol test-host test-node csi-sanity \
+.PHONY: help venv bootstrap check format test test-unit test-protocol test-host test-node csi-sanity fuzz \
         lab demo bench proto lock clean
 
 help: ## list the targets
@@ -57,6 +57,11 @@ test-node: bootstrap ## the node tier: the lab, end to end
 
 csi-sanity: bootstrap ## the CSI project's conformance suite against the driver, in the lab
 	$(BIN)/pytest tests/node/test_csi_sanity.py
+
+fuzz: venv ## coverage-guided fuzzing of what volumes may say; FUZZ_S=600
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/fuzz.txt
+	@mkdir -p build
+	$(BIN)/python tests/fuzz/csi_parsers.py -max_total_time=$(or $(FUZZ_S),60) -artifact_prefix=build/fuzz-
 
 lab: bootstrap ## bring the lab up and leave it up
 	$(BIN)/kangaroo lab up
