@@ -181,6 +181,21 @@ def test_stats(clean: Driver) -> None:
     assert answer.response["volumeCondition"] == {"message": "the server answers"}
 
 
+def test_a_server_that_takes_no_writes_is_a_condition(clean: Driver) -> None:
+    """Found without a write, and only where the volume was published for writing."""
+    names: Mapping[str, Mapping[str, Any]]
+    names = {"frozen-3": {"vers": "3"}, "frozen-4": {"vers": "4.1"}, "reader": {"read_only": True}}
+    publishing = [clean.publishing(name, path="/readonly", **how) for name, how in names.items()]
+    asking = [stats_of(clean, name) for name in names]
+    published, answers = clean.rounds(publishing, asking)
+    assert [answer.code for answer in published] == ["OK"] * len(names)
+    conditions = [answer.response["volumeCondition"] for answer in answers]
+    assert [condition.get("abnormal", False) for condition in conditions] == [True, True, False]
+    assert "/readonly is read-only on the server" in conditions[0]["message"]
+    assert all(answer.response["usage"] for answer in answers)
+    clean.calls(*map(clean.unpublishing, names))
+
+
 REFUSED: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     # Read-only, or the directory would be made.
     "export-3": ({"path": "/absent", "read_only": True}, "PERMISSION_DENIED NOT_FOUND", "/absent"),
