@@ -177,7 +177,7 @@ def filled(kind: type[Message], values: dict[str, Any]) -> Message:
 
 def call(place: Place, verb: Any, request: Message) -> tuple[grpc.StatusCode, str]:
     path = f"/{verb.containing_service.full_name}/{verb.name}"
-    invoke = place.driver.channel.unary_unary(
+    invoke: Any = place.driver.channel.unary_unary(
         path,
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=GetMessageClass(verb.output_type).FromString,

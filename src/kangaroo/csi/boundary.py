@@ -63,10 +63,12 @@ class Boundary(grpc.aio.ServerInterceptor):
         if handler is None or handler.unary_unary is None:
             return handler  # unknown
         method = details.method.rpartition("/")[2]
+        handle: Any = handler.unary_unary
         # What a service does not have is a plain function of the generated class, which raises.
-        offered = inspect.iscoroutinefunction(handler.unary_unary)
+        if not inspect.iscoroutinefunction(handle):
+            handle = _unimplemented
         return grpc.unary_unary_rpc_method_handler(
-            _bounded(method, handler.unary_unary if offered else _unimplemented, self._observer),
+            _bounded(method, handle, self._observer),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
