@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from kangaroo.nas import volume as nas_volume
 from kangaroo.wire.gen import csi_pb2 as csi
 from kangaroo.wire.gen import csi_pb2_grpc
 
+_log = logging.getLogger(__name__)
+
 _Mode = csi.VolumeCapability.AccessMode
 _READER_MODES = (_Mode.SINGLE_NODE_READER_ONLY, _Mode.MULTI_NODE_READER_ONLY)
 _CAPABILITIES = (
@@ -27,6 +30,7 @@ _CAPABILITIES = (
     csi.NodeServiceCapability.RPC.SINGLE_NODE_MULTI_WRITER,
 )
 _PATH_LIMIT_BYTES = 4096
+_MESSAGE_LIMIT = 1024
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"  # said by kubelet, where podInfoOnMount is set
 
 
@@ -87,7 +91,9 @@ class Node(csi_pb2_grpc.NodeServicer):
         requests.check_id(request.volume_id)
         target = _published(request.volume_path)
         found = await volume_stats.look(target, self._timeouts.probe_s, self._sandboxes)
-        problem = found.problem
+        problem = found.problem[:_MESSAGE_LIMIT]  # a guest may have said it
+        if problem:
+            _log.warning("volume abnormal volume=%s %s", request.volume_id, problem)
         return csi.NodeGetVolumeStatsResponse(
             usage=[] if found.figures is None else _usage(found.figures),
             volume_condition=csi.VolumeCondition(
