@@ -81,6 +81,8 @@ lock: ## resolve the requirements anew (needs uv)
 	  requirements/node.in -o requirements/node.txt
 	uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --annotation-style line \
 	  --universal --python-version 3.11 requirements/dev.in -o requirements/dev.txt
+	uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --annotation-style line \
+	  --universal --python-version 3.11 requirements/fuzz.in -o requirements/fuzz.txt
 
 clean: ## remove what was built in the checkout; the cache outside it stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
