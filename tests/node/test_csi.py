@@ -154,12 +154,15 @@ def test_a_missing_directory_is_made(clean: Driver, directory: Path) -> None:
 def test_a_volume_of_the_pod_s_own_with_the_switch(clean: Driver) -> None:
     own = {"csi.storage.k8s.io/ephemeral": "true"}
     assert clean.publish("own", **own).code == "FAILED_PRECONDITION"
+    directory = str(Path(CONFIG).parent)
+    clean.node.exec(["mkdir", "--parents", directory])
     clean.node.exec(["sh", "-c", f"echo 'ephemeral_volumes = true' > {CONFIG}"])
     try:
         clean.node.exec(["systemctl", "restart", UNIT])
         codes = [answer.code for answer in (clean.publish("own", **own), clean.unpublish("own"))]
     finally:
         clean.node.exec(["rm", CONFIG])
+        clean.node.exec(["rmdir", "--ignore-fail-on-non-empty", directory])
         clean.node.exec(["systemctl", "restart", UNIT])
     assert codes == ["OK", "OK"]
 
