@@ -104,7 +104,11 @@ def test_calls_are_counted_by_method_and_code(directory: Path) -> None:
                 await node.NodeStageVolume(csi.NodeStageVolumeRequest(), timeout=10)
         after = await scrape(port)
         calls = {key[1:]: after[key] for key in after if key[0] == "kangaroo_csi_calls_total"}
-        assert calls == {("OK", "Probe"): 3, ("INVALID_ARGUMENT", "NodePublishVolume"): 1}
+        assert calls == {
+            ("OK", "Probe"): 3,
+            ("INVALID_ARGUMENT", "NodePublishVolume"): 1,
+            ("UNIMPLEMENTED", "NodeStageVolume"): 1,
+        }
         assert after["kangaroo_csi_call_duration_seconds_count", "Probe"] == 3
         assert after["kangaroo_csi_call_duration_seconds_bucket", "120.0", "Probe"] == 3
         assert after["kangaroo_csi_calls_in_flight", "Probe"] == 0
