@@ -10,6 +10,9 @@ knows about RPC codes.
     ├── NotFound               the thing named does not exist
     ├── AlreadyExists          it exists, and differs from what was asked for
     ├── FailedPrecondition     not in the state this needs
+    ├── Aborted                cannot go on now; ask again, or begin again
+    ├── OutOfRange             a size that cannot be had
+    ├── Exhausted              there is no room left
     ├── Unsupported            Kangaroo does not do this, by decision
     ├── DeadlineExceeded       not done within its deadline
     ├── CommandFailed          a child process failed; carries argv, exit status and output
@@ -54,6 +57,18 @@ class AlreadyExists(KangarooError):
 
 class FailedPrecondition(KangarooError):
     """Not in the state that this needs."""
+
+
+class Aborted(KangarooError):
+    """It cannot go on now: another call is at it, or what it goes on from is not known."""
+
+
+class OutOfRange(KangarooError):
+    """A size that cannot be had."""
+
+
+class Exhausted(KangarooError):
+    """There is no room left."""
 
 
 class Unsupported(KangarooError):

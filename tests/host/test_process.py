@@ -157,3 +157,28 @@ def test_run_sync_costs_no_asyncio() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     printed = process.run_sync((sys.executable, "-c", script), timeout_s=20, env=environment)
     assert printed == "False\n"
+
+
+def hear(*argv: str, timeout_s: float) -> list[str]:
+    lines: list[str] = []
+    asyncio.run(process.run(argv, timeout_s=timeout_s, on_line=lines.append))
+    return lines
+
+
+def test_lines_are_handed_over_and_each_begins_the_deadline_anew() -> None:
+    script = "for n in 1 2 3 4; do sleep 0.4; echo $n; done; printf rest"
+    started = time.monotonic()
+    assert hear("sh", "-c", script, timeout_s=1.2) == ["1", "2", "3", "4"]
+    assert time.monotonic() - started > 1.2
+
+
+def test_lines_of_any_length_and_number_are_handed_over() -> None:
+    long = "x" * 200_000
+    script = f"printf '%s\\n' {long[:100_000]}{long[:20_000]}; seq 300000"
+    lines = hear("sh", "-c", script, timeout_s=30)
+    assert (len(lines[0]), len(lines), lines[-1]) == (120_000, 300_001, "300000")
+
+
+def test_a_child_that_says_nothing_more_is_killed() -> None:
+    with pytest.raises(DeadlineExceeded, match="not done within"):
+        hear("sh", "-c", "echo begun; sleep 60", timeout_s=0.5)

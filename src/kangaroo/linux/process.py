@@ -16,11 +16,14 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from kangaroo.errors import CommandFailed, DeadlineExceeded
+
+if TYPE_CHECKING:
+    import asyncio
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +46,13 @@ async def run(
     env: Mapping[str, str] | None = None,
     input: str | None = None,  # noqa: A002 - the name that subprocess uses
     cwd: str | os.PathLike[str] | None = None,
+    on_line: Callable[[str], None] | None = None,
 ) -> str:
     """Run a command to its end and return its standard output.
+
+    With `on_line` each line of standard output is handed over as it comes and none is kept, and
+    `timeout_s` is how long the command may say nothing: for work that takes as long as it takes
+    while it goes on.
 
     `env` replaces the environment; without it the child gets ours with LC_ALL=C. Each output stream
     is kept up to OUTPUT_LIMIT_BYTES, the rest is read and dropped. Raises CommandFailed (non-zero,
@@ -54,7 +62,7 @@ async def run(
     import asyncio  # noqa: PLC0415 - 40 ms that run_sync does not pay
 
     loop = asyncio.get_running_loop()
-    with _Child(argv, env=env, input=input, cwd=cwd) as child:
+    with _Child(argv, env=env, input=input, cwd=cwd, on_line=on_line) as child:
         changed = asyncio.Event()
 
         def watch(fd: int, handle: Callable[[], bool]) -> Callable[[], None]:
@@ -67,13 +75,8 @@ async def run(
 
             return ready
 
-        async def until(done: Callable[[], bool], timeout_s: float) -> bool:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    while not done():
-                        changed.clear()
-                        await changed.wait()
-            return done()
+        def until(done: Callable[[], bool], timeout_s: float) -> Awaitable[bool]:
+            return _until(child, changed, done, timeout_s)
 
         for fd, event, handle in child.handlers():
             add = loop.add_writer if event == selectors.EVENT_WRITE else loop.add_reader
@@ -93,6 +96,25 @@ async def run(
                 loop.remove_reader(fd)
                 loop.remove_writer(fd)
         return child.result()
+
+
+async def _until(
+    child: _Child, changed: asyncio.Event, done: Callable[[], bool], timeout_s: float
+) -> bool:
+    """Whether it was done within `timeout_s`, of which every line begins a new one."""
+    import asyncio  # noqa: PLC0415 - as above
+
+    loop = asyncio.get_running_loop()
+    lines = child.lines
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s) as deadline:
+            while not done():
+                changed.clear()
+                await changed.wait()
+                if child.lines != lines:
+                    lines = child.lines
+                    deadline.reschedule(loop.time() + timeout_s)
+    return done()
 
 
 def run_sync(
@@ -147,9 +169,12 @@ class _Child:
         env: Mapping[str, str] | None,
         input: str | None,  # noqa: A002
         cwd: str | os.PathLike[str] | None,
+        on_line: Callable[[str], None] | None = None,
     ) -> None:
         reap_left_behind()
         self.argv = tuple(argv)
+        self.lines = 0  # handed over so far
+        self._on_line = on_line
         _log.debug("run argv=%s", shlex.join(self.argv))
         self._input = memoryview((input or "").encode())
         self._process = subprocess.Popen(
@@ -255,9 +280,18 @@ class _Child:
             return True
         kept = self._output[fd]
         kept += chunk[: OUTPUT_LIMIT_BYTES - len(kept)]
+        if self._on_line is not None and fd == self._stdout:
+            self._hand_over(self._on_line, kept)
         if not chunk:
             self._open.discard(fd)
         return bool(chunk)
+
+    def _hand_over(self, on_line: Callable[[str], None], kept: bytearray) -> None:
+        *whole, rest = bytes(kept).split(b"\n")
+        kept[:] = rest
+        self.lines += len(whole)
+        for line in whole:
+            on_line(line.decode(errors="replace"))
 
     def _on_input(self) -> bool:
         assert self._process.stdin is not None
