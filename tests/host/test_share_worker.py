@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from tests.hostile_tree import ENTRIES, PATHS, inside, plant
 
 import kangaroo
-from kangaroo.csi import share_worker
-from kangaroo.csi.share_worker import OnDelete, Record, Refused
+from kangaroo.csi import share_volumes
+from kangaroo.csi.share_records import OnDelete, Record, Refused
 from kangaroo.csi.volume_id import token_of
+from kangaroo.linux import process
 
 TOKEN = token_of("pvc-1")
 OTHER = token_of("pvc-2")
@@ -42,10 +43,10 @@ class Share:
         return self.path.parent
 
     def create(self, record: Record = RECORD, token: str = TOKEN, mode: int = 0o755) -> Record:
-        return share_worker.create(self.fd, token, record, mode)
+        return share_volumes.create(self.fd, token, record, mode)
 
     def delete(self, token: str = TOKEN) -> None:
-        share_worker.delete(self.fd, token, contextlib.nullcontext())
+        share_volumes.delete(self.fd, token, contextlib.nullcontext)
 
     def record(self, token: str = TOKEN) -> Path:
         return self.path / f".kangaroo/volumes/{token}.json"
@@ -185,9 +186,9 @@ def test_a_volume_that_holds_another_is_not_deleted(share: Share) -> None:
 def test_resize_only_grows(share: Share) -> None:
     share.create()
     sizes = (5, 20, 15)
-    grown = [share_worker.resize(share.fd, TOKEN, size) for size in sizes]
+    grown = [share_volumes.resize(share.fd, TOKEN, size) for size in sizes]
     assert [record and record.capacity for record in grown] == [10, 20, 20]
-    assert share_worker.resize(share.fd, OTHER, 5) is None
+    assert share_volumes.resize(share.fd, OTHER, 5) is None
 
 
 def document(**changes: Any) -> str:
@@ -323,7 +324,8 @@ def test_the_process_answers_what_happened(share: Share) -> None:
         "permissions": 0o700,
     }
     made = worker(share.around, ["true"], creating)
-    assert made["result"] == {**creating["record"], "made": True}  # type: ignore[dict-item]
+    rest = {"made": True, "id": "", "source": {"kind": "", "token": "", "id": ""}, "whole": True}
+    assert made["result"] == {**creating["record"], **rest}  # type: ignore[dict-item]
     total, available = worker(share.around, ["true"], {"operation": "capacity"})["result"]
     assert total > available > 0
     (share.path / "v").rmdir()
@@ -333,3 +335,34 @@ def test_the_process_answers_what_happened(share: Share) -> None:
     assert refused["errno"] > 0
     failed = worker(share.around, ["sh", "-c", "echo no such export >&2; exit 32"], creating)
     assert failed == {"failed": "mount", "status": 32, "output": "no such export\n"}
+
+
+def test_the_process_ends_with_the_driver(share: Share) -> None:
+    """Here in its mount, which a FIFO holds up; a copy would go on for hours."""
+    begun, gate = share.around / "begun", share.around / "gate"
+    for path in (begun, gate):
+        os.mkfifo(path)
+    mount = ["sh", "-c", f"echo > {begun}; read end < {gate}"]
+    module = ["-P", "-S", "-m", "kangaroo.csi.share_worker"]
+    argv = [sys.executable, *module, str(share.around / "lock"), str(share.path), *mount]
+    driver = (
+        "import subprocess, sys\n"
+        "worker = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE)\n"
+        "worker.stdin.write(b'{}')\n"
+        "worker.stdin.close()\n"
+        "print(worker.pid, flush=True)\n"
+        "worker.wait()\n"
+    )
+    library = str(Path(kangaroo.__file__).parent.parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", driver, *argv],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": library},
+    ) as parent:
+        assert parent.stdout is not None
+        worker_pid = int(parent.stdout.readline())
+        begun.read_text()
+        parent.kill()
+    assert process.ended(worker_pid, 10)
+    gate.write_text("end\n")

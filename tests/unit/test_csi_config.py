@@ -33,6 +33,7 @@ def test_keys(tmp_path: Path) -> None:
         tmp_path,
         'driver_name = "nas.example.com"\nnode_id = "n1"\nmount_timeout_s = 7\n'
         'endpoint = "/run/csi.sock"\nregister = false\nlog_level = "debug"\n'
+        'shares = ["192.0.2.1:/csi", "[2001:db8::1]:/"]\n'
         "create_missing_directories = false\nephemeral_volumes = true\n"
         "sunrpc_tcp_slot_table_entries = 0\n",
     )
@@ -43,6 +44,7 @@ def test_keys(tmp_path: Path) -> None:
         endpoint="/run/csi.sock",
         register=False,
         log_level="debug",
+        shares=("192.0.2.1:/csi", "[2001:db8::1]:/"),
         create_missing_directories=False,
         ephemeral_volumes=True,
         sunrpc_tcp_slot_table_entries=0,
@@ -58,6 +60,11 @@ def test_keys(tmp_path: Path) -> None:
         ('mount_timeout_s = "7"', "mount_timeout_s"),
         ("mount_timeout_s = true", "mount_timeout_s"),
         ("mount_timeout_s = 0", "mount_timeout_s"),
+        ("copy_stall_timeout_s = 0", "copy_stall_timeout_s"),
+        ('shares = "192.0.2.1:/csi"', "shares"),
+        ("shares = [1]", "shares"),
+        ('shares = ["192.0.2.1"]', "shares"),
+        ('shares = ["192.0.2.1:/a/../b"]', "path"),
         ("register = 1", "register"),
         ("driver_name = 'a/b'", "driver_name"),
         ("endpoint = 'csi.sock'", "endpoint"),

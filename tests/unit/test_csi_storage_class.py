@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from kangaroo.csi import storage_class
-from kangaroo.csi.share_worker import OnDelete
+from kangaroo.csi.share_records import OnDelete
 from kangaroo.csi.storage_class import Provisioning, VolumeAs
 from kangaroo.csi.volume_id import token_of
 from kangaroo.errors import InvalidRequest
@@ -162,3 +162,13 @@ def test_a_variable_cannot_bring_in_a_path() -> None:
 @pytest.mark.parametrize("name", ["..", ".", "a/b", ".kangaroo", "x" * 200, "ü", "-rf", "a\0"])
 def test_a_name_that_would_be_an_odd_directory_is_hashed(name: str) -> None:
     assert parse(None, name).subdir == token_of(name)
+
+
+def test_a_copy_goes_where_its_source_is_if_the_class_has_that() -> None:
+    parameters = {"server": "192.0.2.1:/a,192.0.2.2:/b"}
+    for share in (("192.0.2.1", "/a"), ("192.0.2.2", "/b")):
+        for number in range(8):
+            found = storage_class.parse(parameters, f"pvc-{number}", share).share
+            assert (found.server, found.path) == share
+    elsewhere = storage_class.parse(parameters, "pvc-1", ("192.0.2.3", "/a"))
+    assert elsewhere == storage_class.parse(parameters, "pvc-1")

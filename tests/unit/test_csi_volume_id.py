@@ -79,3 +79,12 @@ def test_a_share_that_makes_ids_too_long_is_refused() -> None:
     assert len(made(base="/" + "a" * room).encode()) == LIMIT_BYTES
     with pytest.raises(InvalidRequest, match="1 bytes too long"):
         made(base="/" + "a" * (room + 1)).encode()
+
+
+def test_a_snapshots_id_is_no_volumes() -> None:
+    one = VolumeId(Kind.SNAPSHOT, "4.2", "nas.example.com", "/a/b", TOKEN)
+    assert one.encode() == f"k1:n:4.2:nas.example.com:/a/b:{TOKEN}"
+    assert volume_id.decode_snapshot(one.encode()) == one
+    assert volume_id.decode(one.encode()) is None
+    assert volume_id.decode_snapshot(made().encode()) is None
+    assert volume_id.decode_snapshot(f"k1:n:3:192.0.2.1:/csi/../etc:{TOKEN}") is None

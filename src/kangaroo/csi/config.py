@@ -10,7 +10,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from kangaroo.csi import sunrpc
+from kangaroo.csi import shares, sunrpc
 from kangaroo.errors import InvalidRequest
 from kangaroo.wire.node_protocol import SANDBOXES_DIRECTORY
 
@@ -44,6 +44,8 @@ class Config:
     unmount_timeout_s: float = 15.0  # of each step of the escalation
     probe_timeout_s: float = 5.0
     operation_timeout_s: float = 100.0  # of the Controller service on a share, mount and all
+    copy_stall_timeout_s: float = 120.0  # of a snapshot's or clone's copy that gets nowhere
+    shares: tuple[str, ...] = ()  # SERVER:/PATH, of which volumes and snapshots are listed
     work_dir: str = "/run/kangaroo/csi"
     sandboxes_dir: str = SANDBOXES_DIRECTORY  # the runtime's state_root
     metrics_address: str = ""  # "127.0.0.1:9809", "[::]:9809"; no metrics when empty
@@ -58,7 +60,7 @@ class Config:
             raise InvalidRequest("driver_name", f"{self.driver_name!r} is not a CSI driver name")
         if self.log_level not in _LOG_LEVELS:
             raise InvalidRequest("log_level", f"{self.log_level!r} is not in {_LOG_LEVELS}")
-        for name in ("mount", "mode", "unmount", "probe", "operation"):
+        for name in ("mount", "mode", "unmount", "probe", "operation", "copy_stall"):
             key = f"{name}_timeout_s"
             if not 0 < getattr(self, key) <= 3600:
                 raise InvalidRequest(key, "not between 0 and 3600 seconds")
@@ -72,11 +74,11 @@ class Config:
             value = getattr(self, key)
             if value and not value.startswith("/"):
                 raise InvalidRequest(key, f"{value!r} is not an absolute path")
-
         if self.metrics_address:
             _listen_address(self.metrics_address)
         if not _METRICS_PATH.fullmatch(self.metrics_path):
             raise InvalidRequest("metrics_path", f"{self.metrics_path!r} is not a path of a URL")
+        shares.check(self.shares)
 
     @property
     def socket_path(self) -> Path:
@@ -131,6 +133,10 @@ def load(path: Path = DEFAULT_PATH) -> Config:
         if key not in fields:
             raise InvalidRequest(f"{path}: {key}", "unknown", hint=f"known are {', '.join(fields)}")
         expected = type(fields[key].default)
+        if expected is tuple and isinstance(value, list):
+            table[key] = value = tuple(value)  # noqa: PLW2901
+            if not all(isinstance(item, str) for item in value):
+                raise InvalidRequest(f"{path}: {key}", f"{value!r} has more than text in it")
         accepted = (int, float) if expected is float else expected
         if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
             raise InvalidRequest(f"{path}: {key}", f"{value!r} is not a {expected.__name__}")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from kangaroo.csi.share import Worker
-from kangaroo.csi.share_worker import PRIVATE_DIRECTORY
+from kangaroo.csi.share_records import PRIVATE_DIRECTORY
 from kangaroo.errors import FailedPrecondition, MountFailed
 from kangaroo.nas.volume import NasVolume
 

@@ -11,12 +11,20 @@ from kangaroo.wire.gen import csi_pb2 as csi
 _FSTYPES = ("", "nfs", "nfs4")
 
 
-def check_id(volume_id: str) -> None:
+def check_id(text: str, field: str = "volume_id") -> None:
     """Raises InvalidRequest for an id that is missing or longer than the specification allows."""
-    if not volume_id:
-        raise InvalidRequest("volume_id", "missing")
-    if len(volume_id.encode()) > LIMIT_BYTES:
-        raise InvalidRequest("volume_id", f"longer than {LIMIT_BYTES} bytes")
+    if not text:
+        raise InvalidRequest(field, "missing")
+    if len(text.encode()) > LIMIT_BYTES:
+        raise InvalidRequest(field, f"longer than {LIMIT_BYTES} bytes")
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidRequest for a name that is missing or longer than the specification allows."""
+    if not name:
+        raise InvalidRequest("name", "missing")
+    if len(name.encode()) > LIMIT_BYTES:
+        raise InvalidRequest("name", f"longer than {LIMIT_BYTES} bytes")
 
 
 def mount_flags(request: csi.NodePublishVolumeRequest) -> list[str]:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import TypeVar
 from zlib import crc32
 
-from kangaroo.csi.share_worker import PRIVATE_DIRECTORY, OnDelete
+from kangaroo.csi.share_records import PRIVATE_DIRECTORY, OnDelete
 from kangaroo.csi.volume_id import token_of
 from kangaroo.errors import InvalidRequest
 from kangaroo.nas import volume as nas_volume
@@ -59,14 +59,20 @@ class Provisioning:
     context: Mapping[str, str]
 
 
-def parse(parameters: Mapping[str, str], name: str) -> Provisioning:
-    """What the volume `name` becomes. The same name goes to the same share every time.
+def parse(
+    parameters: Mapping[str, str], name: str, source: tuple[str, str] | None = None
+) -> Provisioning:
+    """What the volume `name` becomes. The same name goes to the same share every time, and a volume
+    that is made from another or a snapshot to the server and path `source` where that lies, if the
+    class has it.
 
     Raises InvalidRequest naming the parameter.
     """
     own = _own(parameters)
     shares = _shares(own)
     server, base = shares[crc32(name.encode(errors="surrogatepass")) % len(shares)]
+    if source in shares:
+        server, base = source
     volume_as = _choice("volumeAs", own, VolumeAs, VolumeAs.SUBPATH)
     passed_on = {key: own[key] for key in _PASSED_ON if own.get(key)}
     if volume_as is VolumeAs.SHAREPATH:

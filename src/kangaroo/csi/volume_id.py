@@ -1,4 +1,4 @@
-"""Ids of provisioned volumes: they alone say where a volume lies, after any restart.
+"""Ids of provisioned volumes and of snapshots: they alone say where one lies, after any restart.
 
 `k1:KIND:VERSION:SERVER:BASE:TOKEN`, where SERVER and BASE are percent-encoded. The token comes from
 the name that the volume was asked for by, so a repeated CreateVolume leads to the same volume. It
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import quote, unquote
@@ -26,10 +27,15 @@ _UNQUOTED = "/[]"
 
 
 class Kind(StrEnum):
-    """What DeleteVolume has to do with."""
+    """What an id is of."""
 
     DIRECTORY = "d"
     SHARE = "s"
+    SNAPSHOT = "n"
+
+
+_VOLUMES = frozenset({Kind.DIRECTORY, Kind.SHARE})
+_SNAPSHOTS = frozenset({Kind.SNAPSHOT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +73,18 @@ def token_of(name: str) -> str:
 
 
 def decode(text: str) -> VolumeId | None:
-    """Take an id apart; None for one that this driver did not make."""
+    """Take a volume's id apart; None for one that this driver did not make."""
+    return _decode(text, _VOLUMES)
+
+
+def decode_snapshot(text: str) -> VolumeId | None:
+    """The same for a snapshot's."""
+    return _decode(text, _SNAPSHOTS)
+
+
+def _decode(text: str, kinds: AbstractSet[Kind]) -> VolumeId | None:
     parts = text.split(":")
-    if len(parts) != 6 or parts[0] != _PREFIX or parts[1] not in set(Kind):
+    if len(parts) != 6 or parts[0] != _PREFIX or parts[1] not in kinds:
         return None
     _, kind, version, server, base, token = parts
     volume_id = VolumeId(Kind(kind), version, unquote(server), unquote(base), token)

@@ -1,0 +1,93 @@
+"""The shares that volumes and snapshots lie on, as the Controller service reaches them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kangaroo.csi.volume_id import VolumeId
+from kangaroo.errors import InvalidRequest
+from kangaroo.nas import volume as nas_volume
+from kangaroo.nas.volume import NasVolume
+
+_log = logging.getLogger(__name__)
+
+_VERSION = 1
+_MOUNT_OPTIONS = "mountOptions"  # the only key of a secret that is read
+_SHARE = re.compile(r"(?P<server>\[[^\]]*\]|[^:]*):(?P<path>/.*)")
+
+
+def of(found: VolumeId, secrets: Mapping[str, str]) -> NasVolume:
+    """The share that an id names: the same for every call about a volume or a snapshot."""
+    flags = [secrets[_MOUNT_OPTIONS]] if secrets.get(_MOUNT_OPTIONS) else []
+    return nas_volume.parse(
+        {"server": found.server, "path": found.base, "vers": found.version}, flags
+    )
+
+
+def parse(text: str) -> NasVolume:
+    """A share written SERVER:/PATH. Raises InvalidRequest."""
+    match = _SHARE.fullmatch(text)
+    if match is None:
+        raise InvalidRequest("shares", f"{text!r} is not a server:/path")
+    return nas_volume.parse(match.groupdict())
+
+
+def check(texts: Sequence[str]) -> None:
+    """Raises InvalidRequest for one that `parse` does not take."""
+    for text in texts:
+        parse(text)
+
+
+class Shares:
+    """The shares to list: those of the configuration, and those that were used since the node was
+    booted, which `memory` keeps over a restart of the driver.
+    """
+
+    def __init__(self, configured: Sequence[str], memory: Path) -> None:
+        self._memory = memory
+        self._known = {share.source: share for share in map(parse, configured)}
+        self._known |= {share.source: share for share in _remembered(memory)}
+
+    def all(self) -> list[NasVolume]:
+        """In the order of their sources."""
+        return [self._known[source] for source in sorted(self._known)]
+
+    def remember(self, share: NasVolume) -> None:
+        """The share is used. Without the options that a secret may have given it."""
+        known = self._known.get(share.source)
+        if known is not None and known.version == share.version:
+            return
+        attributes = {"server": share.server, "path": share.path, "vers": share.version}
+        self._known[share.source] = nas_volume.parse(attributes)
+        self._write()
+
+    def _write(self) -> None:
+        shares = [[one.server, one.path, one.version] for one in self.all()]
+        temporary = self._memory.with_suffix(".new")
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as file:
+            json.dump({"version": _VERSION, "shares": shares}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._memory)
+
+
+def _remembered(memory: Path) -> list[NasVolume]:
+    try:
+        document = json.loads(memory.read_text())
+        if document["version"] != _VERSION:
+            raise ValueError(f"version {document['version']}")
+        return [
+            nas_volume.parse({"server": server, "path": path, "vers": version})
+            for server, path, version in document["shares"]
+        ]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, InvalidRequest) as error:
+        _log.warning("shares are forgotten, their file is damaged path=%s error=%s", memory, error)
+        return []
