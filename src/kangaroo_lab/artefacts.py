@@ -185,7 +185,24 @@ _SIDECAR_REGISTRY = "registry.k8s.io/sig-storage"
 _SIDECARS = {
     "csi-provisioner": "github.com/kubernetes-csi/external-provisioner/v6",
     "csi-resizer": "github.com/kubernetes-csi/external-resizer/v2",
+    "csi-snapshotter": "github.com/kubernetes-csi/external-snapshotter/v8",
+    "snapshot-controller": "github.com/kubernetes-csi/external-snapshotter/v8",
 }
+
+
+def snapshot_crds() -> list[Path]:
+    """The definitions of VolumeSnapshot and what goes with it, as the snapshotter has them."""
+
+    def build(output: Path) -> None:
+        published = gobuild.fetched("sidecars", _SNAPSHOT_API) / "config/crd"
+        for path in published.glob("snapshot.storage.k8s.io_*.yaml"):
+            shutil.copyfile(path, output / path.name)
+
+    inputs = cache.digest(_SNAPSHOT_API, gobuild.sources("sidecars"))
+    return sorted(cache.artefact("snapshot-crds", inputs, build).glob("*.yaml"))
+
+
+_SNAPSHOT_API = "github.com/kubernetes-csi/external-snapshotter/client/v8"
 
 
 def everything() -> Mapping[str, Callable[[], object]]:
@@ -202,7 +219,11 @@ def everything() -> Mapping[str, Callable[[], object]]:
 
 def for_tests() -> Mapping[str, Callable[[], object]]:
     """What only the node tests put into a lab, likewise."""
-    return {"csi-sanity": csi_sanity, "CSI sidecars": sidecar_images}
+    return {
+        "csi-sanity": csi_sanity,
+        "CSI sidecars": sidecar_images,
+        "snapshot definitions": snapshot_crds,
+    }
 
 
 def _kubernetes_stamps() -> list[str]:

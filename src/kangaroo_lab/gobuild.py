@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Sequence
 from functools import cache as once
 from importlib import resources
@@ -39,19 +40,21 @@ def build(
     `stamps` are the linker's `-X` values. go.sum decides what is fetched and it is never changed.
     Raises CommandFailed, DeadlineExceeded.
     """
-    source = module_dir(module)
     ldflags = " ".join(["-s", "-w", *(f"-X {stamp}" for stamp in stamps)])
     arguments = ["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", ldflags]
     arguments += ["-o", f"{output}/", *packages]
-    argv = _go(arguments, output=output, source=source)
-    environment = {
-        **os.environ,
-        "CGO_ENABLED": "0",
-        "GOTOOLCHAIN": "auto",
-        "GOFLAGS": "",
-        "GOWORK": "off",
-    }
-    run_sync(["nice", *argv], timeout_s=_BUILD_TIMEOUT_S, env=environment, cwd=source)
+    _run(module, arguments, output)
+
+
+def fetched(module: str, dependency: str) -> Path:
+    """The files of a module that the data module requires, in Go's own cache: not to be changed.
+
+    Raises CommandFailed, DeadlineExceeded.
+    """
+    with tempfile.TemporaryDirectory() as output:
+        _run(module, ["mod", "download", dependency], Path(output))
+        form = ["list", "-mod=readonly", "-m", "-f", "{{.Dir}}", dependency]
+        return Path(_run(module, form, Path(output)).strip())
 
 
 def sources(module: str) -> str:
@@ -92,6 +95,19 @@ def go_root() -> Path:
 
     inputs = cache.digest(debian.SUITE, *_GO_PACKAGES)
     return cache.artefact("go-tools", inputs, make) / "root"
+
+
+def _run(module: str, arguments: list[str], output: Path) -> str:
+    source = module_dir(module)
+    argv = _go(arguments, output=output, source=source)
+    environment = {
+        **os.environ,
+        "CGO_ENABLED": "0",
+        "GOTOOLCHAIN": "auto",
+        "GOFLAGS": "",
+        "GOWORK": "off",
+    }
+    return run_sync(["nice", *argv], timeout_s=_BUILD_TIMEOUT_S, env=environment, cwd=source)
 
 
 def _go(arguments: list[str], *, output: Path, source: Path) -> list[str]:

@@ -9,51 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.node import pods, waiting
+from tests.node import pods, sidecars, waiting
 from tests.node.csi_driver import UNIT
 from tests.node.pods import PASSTHROUGH, container, pod
+from tests.node.sidecars import BOUND_S
 
-from kangaroo_lab import artefacts, manifests
+from kangaroo_lab import manifests
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
 CHECKOUT = Path(__file__).parents[2]
-CONTROLLER = CHECKOUT / "deploy/kubernetes/provisioning/controller.yaml"
 EXAMPLE = CHECKOUT / "examples/storageclass.yaml"
-DEPLOYMENT = "deployment/kangaroo-csi-controller"
-SYSTEM = "--namespace=kube-system"
-IMPORT_S = 300
-# Two images' first start on an emulated processor, and the election of a leader.
-ROLLOUT_S = 240
-# The sidecars' back-off after a failure counts, too.
-BOUND_S = 120
 
 
 @pytest.fixture(scope="module")
 def controller(lab: Lab) -> Iterator[Lab]:
-    """The controller as `deploy/` has it; only where the API server is has to be said, for the lab
-    has no kube-proxy.
-    """
-    node = lab.nodes["node1"]
-    for image in artefacts.sidecar_images():
-        remote = f"/var/tmp/{image.name}"
-        node.copy_to(image, remote)
-        importing = ["ctr", "--namespace", "k8s.io", "images", "import", "--local", remote]
-        node.exec(importing, timeout_s=IMPORT_S)
-        node.exec(["rm", remote])
-    lab.kubectl("apply", "--server-side", "-f", str(CONTROLLER))
-    host, _, port = lab.control_plane.server.removeprefix("https://").partition(":")
-    where = [f"KUBERNETES_SERVICE_HOST={host}", f"KUBERNETES_SERVICE_PORT={port}"]
-    lab.kubectl(SYSTEM, "set", "env", DEPLOYMENT, *where)
-    rollout(lab)
-    yield lab
-    lab.kubectl("delete", "-f", str(CONTROLLER), "--timeout=120s", timeout_s=150)
-
-
-def rollout(lab: Lab) -> None:
-    waited = ["rollout", "status", DEPLOYMENT, f"--timeout={ROLLOUT_S}s"]
-    lab.kubectl(SYSTEM, *waited, timeout_s=ROLLOUT_S + 30)
+    with sidecars.deployed(lab):
+        yield lab
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +35,7 @@ def space(controller: Lab) -> Iterator[pods.Space]:
     with pods.opened(controller, "class") as space:
         text = manifests.fill(EXAMPLE.read_text(), controller.nas.address)
         space.kubectl("apply", "-f", "-", stdin=text)
-        bound(space, "data")
+        sidecars.bound(space, "data")
         yield space
     # The claims went with the namespace; their volumes go after them, while the controller runs.
     mine = 'jsonpath={.items[?(@.spec.storageClassName=="nas")].metadata.name}'
@@ -72,11 +45,6 @@ def space(controller: Lab) -> Iterator[pods.Space]:
         controller.kubectl(*gone, "persistentvolume", *names, timeout_s=BOUND_S + 30)
     controller.kubectl("delete", "storageclass", "nas")
     shutil.rmtree(controller.nas.root / "csi" / space.name)
-
-
-def bound(space: pods.Space, claim: str) -> None:
-    until = ["wait", "--for=jsonpath={.status.phase}=Bound", f"--timeout={BOUND_S}s"]
-    space.kubectl(*until, f"persistentvolumeclaim/{claim}", timeout_s=BOUND_S + 30)
 
 
 def claim(name: str, storage_class: str) -> pods.Document:
@@ -109,18 +77,22 @@ def test_a_sandboxed_pod_mounts_the_volume_of_its_claim(space: pods.Space) -> No
 def test_a_claim_grows(space: pods.Space) -> None:
     wish = {"spec": {"resources": {"requests": {"storage": "2Gi"}}}}
     space.kubectl("patch", "persistentvolumeclaim", "data", "--patch", json.dumps(wish))
-    until = ["wait", "--for=jsonpath={.status.capacity.storage}=2Gi", f"--timeout={BOUND_S}s"]
+    until = [
+        "wait",
+        "--for=jsonpath={.status.capacity.storage}=2Gi",
+        f"--timeout={BOUND_S}s",
+    ]
     space.kubectl(*until, "persistentvolumeclaim/data", timeout_s=BOUND_S + 30)
 
 
 def test_claims_are_met_by_a_driver_and_sidecars_that_were_restarted(space: pods.Space) -> None:
     space.node.exec(["systemctl", "restart", UNIT])
     space.kubectl("apply", "-f", "-", stdin=json.dumps(claim("after-driver", "nas")))
-    bound(space, "after-driver")
-    space.lab.kubectl(SYSTEM, "rollout", "restart", DEPLOYMENT)
+    sidecars.bound(space, "after-driver")
+    space.lab.kubectl(sidecars.SYSTEM, "rollout", "restart", sidecars.DEPLOYMENT)
     space.kubectl("apply", "-f", "-", stdin=json.dumps(claim("after-both", "nas")))
-    rollout(space.lab)
-    bound(space, "after-both")
+    sidecars.rollout(space.lab)
+    sidecars.bound(space, "after-both")
 
 
 def test_an_unknown_parameter_is_named_to_who_asked(space: pods.Space) -> None:
