@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,6 +126,29 @@ def test_covering_is_what_mounting_one_after_another_gives(points: list[str], pa
     # The last mount on a prefix of the path hides every earlier one.
     hits = [e for e in entries if mountinfo.covering(path, [e]) == e]
     assert mountinfo.covering(path, entries[::-1]) == model(hits)
+
+
+@given(st.lists(paths, max_size=8), paths, st.sampled_from(("", " x")))
+def test_finding_is_reading_it_all(points: list[str], path: str, suffix: str) -> None:
+    lines = ["1 0 0:1 / / rw - ext4 root rw"]
+    for number, point in enumerate(points, start=2):
+        below = mountinfo.covering(point + suffix, mountinfo.parse("\n".join(lines)))
+        assert below is not None
+        mount_point = escape(point + suffix)
+        lines.append(f"{number} {below.mount_id} 0:1 / {mount_point} rw - nfs source rw")
+    text = "\n".join(lines) + "\n"
+    with tempfile.NamedTemporaryFile("w") as table:
+        table.write(text)
+        table.flush()
+        found = mountinfo.find(path + suffix, table.name)
+    assert found == mountinfo.at(path + suffix, mountinfo.parse(text))
+
+
+def test_an_unreadable_line_is_named_when_finding(tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text("1 0 0:1 /\n")
+    with pytest.raises(ValueError, match="not a line of a mount table: '1 0 0:1 /'"):
+        mountinfo.find("/a", table)
 
 
 def model(hits: list[MountEntry]) -> MountEntry:

@@ -26,7 +26,7 @@ def claim(directory: Path, volume_id: str, target: str) -> None:
     else:
         if holder == target:
             return
-        if mountinfo.at(holder, mountinfo.read()) is not None:
+        if mountinfo.find(holder) is not None:
             raise FailedPrecondition(
                 f"it is published on {holder}, and its access mode allows one target only",
                 hint="the pod that has it must end first",
