@@ -41,7 +41,7 @@ class Config:
     register: bool = True  # false where a registrar sidecar does it
     mount_timeout_s: float = 60.0
     mode_timeout_s: float = 30.0
-    unmount_timeout_s: float = 15.0  # of each step of the escalation
+    unmount_timeout_s: float = 15.0  # then it is forced, which takes seconds
     probe_timeout_s: float = 5.0
     operation_timeout_s: float = 100.0  # of the Controller service on a share, mount and all
     copy_stall_timeout_s: float = 120.0  # of a snapshot's or clone's copy that gets nowhere

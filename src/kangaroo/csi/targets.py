@@ -34,11 +34,13 @@ _log = logging.getLogger(__name__)
 _STACK_LIMIT = 16
 _TARGET_MODE = 0o750
 _UMOUNT = ("umount", "--no-canonicalize", "--internal-only")
+# Force and laziness work at once or not at all. With them a whole escalation stays below 30 s.
+_FORCED_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Deadlines in seconds, each of one child process."""
+    """Deadlines in seconds, each of one child process; `unmount_s` of an umount without force."""
 
     mount_s: float
     mode_s: float
@@ -82,7 +84,7 @@ async def unpublish(target: str, timeouts: Timeouts) -> None:
     fine.
 
     Raises FailedPrecondition when the target holds files that are not the NAS's, or cannot be
-    unmounted.
+    unmounted; DeadlineExceeded when umount gets no answer, whatever is tried.
     """
     await _unmount(target, timeouts)
     try:
@@ -98,7 +100,7 @@ async def _already_published(volume: NasVolume, target: str, timeouts: Timeouts)
     """Whether the volume stands there. A stale mount of it is taken away; anything else is an
     error.
     """
-    entry = mountinfo.at(target, mountinfo.read())
+    entry = mountinfo.find(target)
     if entry is None:
         return False
     if is_placeholder(entry):
@@ -164,7 +166,7 @@ async def _mount(volume: NasVolume, target: str, timeout_s: float) -> None:
             f"not done within {timeout_s:g} s, mount was killed",
             hint=error.hint or "the server does not answer; check its address, port and firewall",
         ) from error
-    entry = mountinfo.at(target, mountinfo.read())
+    entry = mountinfo.find(target)
     if entry is None or not is_nas(entry):
         raise FailedPrecondition(f"mount of {volume.source} succeeded, but {target} is not NFS")
 
@@ -192,14 +194,14 @@ async def _withdraw(target: str, timeouts: Timeouts, *, made: bool) -> None:
         await _unmount(target, timeouts)
         if made:
             Path(target).rmdir()
-    except (FailedPrecondition, OSError) as error:
+    except (FailedPrecondition, DeadlineExceeded, OSError) as error:
         _log.warning("target left behind target=%s: %s", target, error)
 
 
 async def _unmount(target: str, timeouts: Timeouts) -> None:
     """Take every mount at `target` away, the topmost first."""
     for _ in range(_STACK_LIMIT):
-        entry = mountinfo.at(target, mountinfo.read())
+        entry = mountinfo.find(target)
         if entry is None:
             return
         await _unmount_topmost(entry, timeouts)
@@ -222,12 +224,13 @@ async def _unmount_topmost(entry: mountinfo.MountEntry, timeouts: Timeouts) -> N
     steps = (("--lazy",),) if answered else (("--force",), ("--force", "--lazy"))
     for step in steps:
         try:
-            await process.run((*_UMOUNT, *step, target), timeout_s=timeouts.unmount_s)
+            await process.run((*_UMOUNT, *step, target), timeout_s=_FORCED_S)
         except (CommandFailed, DeadlineExceeded) as error:
             failure = error
             _log.warning("umount failed target=%s options=%s: %s", target, step, error)
         else:
             return
-    after = mountinfo.at(target, mountinfo.read())
+    after = mountinfo.find(target)
     if after is not None and after.mount_id == entry.mount_id:
-        raise FailedPrecondition(f"{target} ({entry.source}) cannot be unmounted: {failure}")
+        kind = type(failure) if isinstance(failure, DeadlineExceeded) else FailedPrecondition
+        raise kind(f"{target} ({entry.source}) cannot be unmounted: {failure}")
