@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kangaroo import __version__
 from kangaroo.csi import config as configuration
-from kangaroo.csi import sunrpc
+from kangaroo.csi import orphans, sunrpc
 from kangaroo.csi.server import serving
 from kangaroo.errors import KangarooError
 
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=config.log_level.upper(), handlers=(handler,))
+    if group := orphans.service_group():
+        orphans.end(group)
     try:
         asyncio.run(_serve(config))
     except KangarooError as error:
