@@ -7,8 +7,10 @@ and partitioning it are real.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from string import Template
 
@@ -28,6 +30,19 @@ _CONFIG = "/run/ganesha.conf"
 _READY_TIMEOUT_S = 30
 _TIMEOUT_S = 20
 _TABLE = "inet kangaroo"
+
+
+class Failure(Enum):
+    """Ways in which a server fails: a chain of the NAS's packet filter, and its rule."""
+
+    DROPPED = ("input", "ip daddr $nas drop")
+    """No packet arrives: the machine or the network is gone."""
+    REFUSED = ("input", "ip daddr $nas tcp flags & (fin | rst) == 0x0 reject with tcp reset")
+    """The machine is there, its services are not: connections end, and new ones are refused."""
+    RESET = ("input", "ip daddr $nas tcp flags & (syn | fin | rst) == 0x0 reject with tcp reset")
+    """Connections are accepted, and reset at their first byte."""
+    HUNG_MOUNTD = ("output", "ip saddr $nas tcp sport $mountd tcp flags & psh == psh drop")
+    """mountd accepts connections and takes requests, and never answers one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +94,42 @@ class Nas:
         return daemon is not None and daemon.alive()
 
     def block(self, addresses: Iterable[str]) -> None:
-        """Drop every packet from and to `addresses` (a network is one too), until `unblock`."""
+        """Drop every packet from and to `addresses` (clients' or networks), until `unblock`."""
         members = ", ".join(addresses)
-        rules = f"""
-        table {_TABLE} {{
-            chain input {{ type filter hook input priority 0; ip saddr {{ {members} }} drop; }}
-            chain output {{ type filter hook output priority 0; ip daddr {{ {members} }} drop; }}
-        }}
-        """
-        self._nft(rules)
+        self._filter(
+            input=f"ip saddr {{ {members} }} drop", output=f"ip daddr {{ {members} }} drop"
+        )
+
+    def fail(self, address: str, failure: Failure) -> None:
+        """Let one of the NAS's own addresses fail, until `unblock`."""
+        chain, rule = failure.value
+        self._filter(**{chain: Template(rule).substitute(nas=address, mountd=_MOUNTD)})
 
     def unblock(self) -> None:
         """Let all packets pass again. A repeat does nothing."""
         self._nft(f"table {_TABLE}\ndelete table {_TABLE}\n")
+
+    @contextlib.contextmanager
+    def second_address(self) -> Iterator[str]:
+        """Another address of the NAS, which clients (of version 3) take for another server."""
+        address = f"{self.network.second_nas}/{self.network.prefix}"
+        self._address("add", address)
+        try:
+            yield self.network.second_nas
+        finally:
+            self.unblock()
+            self._address("delete", address)
+
+    def _address(self, verb: str, address: str) -> None:
+        command = ("ip", "address", verb, address, "dev", "eth0")
+        run_sync(net.inside(net.NAS, *command), timeout_s=_TIMEOUT_S)
+
+    def _filter(self, **chains: str) -> None:
+        hooks = (
+            f"chain {name} {{ type filter hook {name} priority 0; {rule}; }}"
+            for name, rule in chains.items()
+        )
+        self._nft("\n".join((f"table {_TABLE} {{", *hooks, "}")))
 
     def _nft(self, rules: str) -> None:
         run_sync(net.inside(net.NAS, "nft", "-f", "-"), timeout_s=_TIMEOUT_S, input=rules)

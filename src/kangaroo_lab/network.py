@@ -18,6 +18,7 @@ NAS = "kangaroo-nas"
 BRIDGE = "lab0"
 _TIMEOUT_S = 20
 _FIRST_NODE = 10
+_SECOND_NAS = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,10 @@ class Network:
     @property
     def nas(self) -> str:
         return self._host(2)
+
+    @property
+    def second_nas(self) -> str:
+        return self._host(_SECOND_NAS)
 
     def node(self, index: int) -> str:
         """The address of node `index`, counted from 1."""

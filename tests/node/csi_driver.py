@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kangaroo.linux import mountinfo
+from kangaroo_lab import csi_calls
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
     from kangaroo_lab.node import Node
 
-SCRIPT = Path(__file__).with_name("csi_call.py")
-REMOTE_SCRIPT = "/run/csi_call.py"
 UNIT = "kangaroo-csi"
-# Kubelet's deadline of a call.
-KUBELET_S = 120
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: str
-    message: str
-    seconds: float
-    response: Mapping[str, Any]
+KUBELET_S = csi_calls.KUBELET_S
+Answer = csi_calls.Answer
 
 
 @dataclass(frozen=True)
@@ -41,10 +30,7 @@ class Driver:
 
     def rounds(self, *rounds: Sequence[Mapping[str, Any]]) -> list[list[Answer]]:
         """Make the calls of a round at once, each from its own thread, and round after round."""
-        command = ["env", "PYTHONPATH=/opt/kangaroo/lib", "python3", REMOTE_SCRIPT]
-        timeout_s = len(rounds) * KUBELET_S + 60
-        done = self.node.exec(command, input=json.dumps(rounds), timeout_s=timeout_s)
-        return [[Answer(**answer) for answer in answers] for answers in json.loads(done.stdout)]
+        return csi_calls.run(self.node, rounds)
 
     def calls(self, *calls: Mapping[str, Any]) -> list[Answer]:
         return self.rounds(calls)[0]
@@ -101,7 +87,7 @@ class Driver:
 def driving(lab: Lab) -> Iterator[Driver]:
     """The driver of node1, and at the end a proof that nothing was left on the node."""
     node = lab.nodes["node1"]
-    node.copy_to(SCRIPT, REMOTE_SCRIPT)
+    csi_calls.install(node)
     driver = Driver(lab, node, f"/run/kangaroo-csi-test-{secrets.token_hex(2)}")
     node.exec(["mkdir", driver.root])
     yield driver

@@ -1,0 +1,353 @@
+"""The CSI driver killed, its NAS dead, many calls at once; with KANGAROO_SOAK=1 in full counts.
+
+A run that failed is repeated with the seed that it printed: KANGAROO_SEED.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.node.csi_driver import KUBELET_S, UNIT, Answer, Driver, driving
+
+from kangaroo.linux import mountinfo
+from kangaroo_lab.nas import Failure
+
+if TYPE_CHECKING:
+    from kangaroo_lab.lab import Lab
+
+SOAK = bool(os.environ.get("KANGAROO_SOAK"))
+KILLS = 200 if SOAK else 5
+VOLUMES, ROUNDS = (500, 20) if SOAK else (64, 2)
+PARALLEL = 64
+DEAD_VOLUMES = 16
+# What the driver promises of a dead server: its own deadlines, and the emulated node's slowness.
+PUBLISH_S, UNPUBLISH_S = 110, 30
+READY_S = 90
+LIFE_S = 120
+_GROUP = f"/sys/fs/cgroup/system.slice/{UNIT}.service/cgroup.procs"
+_DEAD = {"DEADLINE_EXCEEDED", "UNAVAILABLE"}
+
+
+@pytest.fixture(scope="module")
+def driver(lab: Lab) -> Iterator[Driver]:
+    with driving(lab) as found:
+        yield found
+
+
+@pytest.fixture
+def base(lab: Lab) -> Iterator[Path]:
+    """A new directory beneath /csi, as the NAS itself sees it."""
+    path: Path = lab.nas.root / "csi" / f"faults-{secrets.token_hex(4)}"
+    path.mkdir()
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def mortal(lab: Lab) -> Iterator[str]:
+    """An address of the NAS that a test may let fail."""
+    with lab.nas.second_address() as address:
+        yield address
+
+
+def call(method: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"method": method, "request": request, "timeout_s": KUBELET_S}
+
+
+def codes(answers: Sequence[Answer]) -> set[str]:
+    return {answer.code for answer in answers}
+
+
+def longest(answers: Sequence[Answer]) -> float:
+    return max(answer.seconds for answer in answers)
+
+
+def main_pid(driver: Driver) -> int:
+    show = ["systemctl", "show", "--value", "--property=MainPID", UNIT]
+    return int(driver.node.exec(show).stdout)
+
+
+def restarted(driver: Driver, killed: int) -> None:
+    """Return when the driver that was killed has a successor, which is ready."""
+    gone = f"tail --pid={killed} --sleep-interval=0.1 --follow /dev/null"
+    driver.node.exec(["sh", "-c", f"{gone} && systemctl start {UNIT}"], timeout_s=READY_S)
+
+
+def children(driver: Driver) -> list[int]:
+    """Processes of the driver's service beside the driver itself."""
+    members = driver.node.exec(["cat", _GROUP]).stdout.split()
+    return [pid for pid in map(int, members) if pid != main_pid(driver)]
+
+
+def mounts(driver: Driver, name: str) -> list[mountinfo.MountEntry]:
+    table = mountinfo.parse(driver.node.exec(["cat", "/proc/1/mountinfo"]).stdout)
+    return [entry for entry in table if entry.mount_point == driver.target(name)]
+
+
+def await_child(driver: Driver, program: str) -> None:
+    """Return when the driver runs a child of this name."""
+    script = f"until pgrep --parent {main_pid(driver)} --exact {program}; do sleep 0.1; done"
+    driver.node.exec(["sh", "-c", script])
+
+
+def test_no_mount_outlives_the_driver(driver: Driver) -> None:
+    """Killed while mount waits for the server. The call comes again, then the server. A mount of
+    before would come beside that of the new call, or after the volume was taken away.
+    """
+    nas = driver.lab.nas
+    publishing = driver.publishing("outlived")
+    nas.block([driver.node.address])
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            first = pool.submit(driver.calls, publishing)
+            await_child(driver, "mount")
+            killed = main_pid(driver)
+            driver.node.exec(["kill", "-KILL", str(killed)])
+            assert first.result()[0].code == "UNAVAILABLE"
+            restarted(driver, killed)
+            assert children(driver) == []
+            second = pool.submit(driver.calls, publishing)
+            await_child(driver, "mount")
+        finally:
+            nas.unblock()
+        assert second.result()[0].code == "OK"
+    assert children(driver) == []
+    assert len(mounts(driver, "outlived")) == 1
+    assert driver.unpublish("outlived").code == "OK"
+
+
+def test_an_umount_that_cannot_die_keeps_no_driver_down(driver: Driver, mortal: str) -> None:
+    """A dead server has data to write back: umount waits for it in the kernel and takes no signal.
+    The driver that is killed meanwhile has a successor, for which the volume is gone.
+    """
+    nas = driver.lab.nas
+    assert driver.publish("stuck", server=mortal).code == "OK"
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            leave_unwritten(driver, "stuck", lambda: nas.fail(mortal, Failure.DROPPED))
+            first = pool.submit(driver.calls, driver.unpublishing("stuck"))
+            await_child(driver, "umount")
+            killed = main_pid(driver)
+            driver.node.exec(["kill", "-KILL", str(killed)])
+            assert first.result()[0].code == "UNAVAILABLE"
+            restarted(driver, killed)
+            assert children(driver), "nothing was stuck: the test shows nothing"
+            assert driver.unpublish("stuck").code == "OK"
+            assert driver.publish("healthy").code == "OK"
+            assert driver.unpublish("healthy").code == "OK"
+        finally:
+            nas.unblock()
+    driver.node.exec(["sh", "-c", f"while [ $(wc -l < {_GROUP}) -gt 1 ]; do sleep 0.1; done"])
+    (nas.root / "csi" / "faults-unwritten").unlink()
+
+
+def leave_unwritten(driver: Driver, name: str, die: Callable[[], None]) -> None:
+    """Write to a file of the volume whose server has died since it was opened, and leave no user
+    of the volume behind.
+    """
+    opened, go = (f"{driver.root}.{word}" for word in ("opened", "go"))
+    write = (
+        f"exec 3>{driver.target(name)}/faults-unwritten; echo > {opened}; read line < {go};"
+        " echo unwritten >&3; kill -KILL $$"
+    )
+    driver.node.exec(["mkfifo", opened, go])
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(driver.node.exec, ["sh", "-c", write], check=False)
+        driver.node.exec(["cat", opened])
+        die()
+        driver.node.exec(["sh", "-c", f"echo > {go}"])
+        writer.result()
+    driver.node.exec(["rm", opened, go])
+
+
+@dataclass
+class Life:
+    """A volume that is made, published, grown, taken away and deleted. `fatal` is the step in which
+    the driver is killed, `delay_s` after its begin.
+    """
+
+    driver: Driver
+    base: Path
+    name: str
+    fatal: str = ""
+    delay_s: float = 0.0
+
+    def run(self) -> dict[str, float]:
+        """How long each step took. After each, everything is as without a kill."""
+        seconds = {}
+        here = repr(self)
+        creating = {
+            "name": self.name,
+            "capacity_range": {"required_bytes": 1 << 20},
+            "volume_capabilities": [
+                {"mount": {}, "access_mode": {"mode": "MULTI_NODE_MULTI_WRITER"}}
+            ],
+            "parameters": {
+                "server": self.driver.lab.nas.address,
+                "path": f"/csi/{self.base.name}",
+                "onDelete": "delete",
+            },
+        }
+        made, seconds["create"] = self.step("create", call("CreateVolume", creating))
+        volume = made["volume"]
+        directory = self.base / self.name
+        assert directory.is_dir(), here
+
+        publishing = self.driver.publishing(self.name, **volume["volumeContext"])
+        _, seconds["publish"] = self.step("publish", publishing)
+        assert len(mounts(self.driver, self.name)) == 1, here
+        file = f"{self.driver.target(self.name)}/file"
+        self.driver.node.exec(["sh", "-c", f"echo {self.name} > {file}"])
+
+        more = {"volume_id": volume["volumeId"], "capacity_range": {"required_bytes": 2 << 20}}
+        grown, seconds["expand"] = self.step("expand", call("ControllerExpandVolume", more))
+        assert grown["capacityBytes"] == str(2 << 20), here
+
+        _, seconds["unpublish"] = self.step("unpublish", self.driver.unpublishing(self.name))
+        assert self.driver.left() == [], here
+        assert (directory / "file").read_text() == f"{self.name}\n", here
+
+        deleting = call("DeleteVolume", {"volume_id": volume["volumeId"]})
+        _, seconds["delete"] = self.step("delete", deleting)
+        left = [path.name for path in self.base.rglob("*") if path.name != ".kangaroo"]
+        assert sorted(left) == ["trash", "volumes"], here
+        assert children(self.driver) == [], here
+        return seconds
+
+    def step(self, name: str, request: Mapping[str, Any]) -> tuple[Mapping[str, Any], float]:
+        if name == self.fatal:
+            pid = main_pid(self.driver)
+            kill = {"pid": pid, "after_s": self.delay_s}
+            (cut_off,) = self.driver.calls({**request, "kill": kill})
+            assert cut_off.code in ("OK", "UNAVAILABLE"), (self, cut_off)
+            restarted(self.driver, pid)
+        (answer,) = self.driver.calls(request)
+        assert answer.code == "OK", (self, answer)
+        return answer.response, answer.seconds
+
+
+@pytest.mark.timeout(KILLS * LIFE_S)
+def test_a_killed_driver_goes_on_at_any_point_of_any_verb(driver: Driver, base: Path) -> None:
+    """The same call again succeeds, nothing is mounted twice, nothing is left, nothing is lost."""
+    seed = int(os.environ.get("KANGAROO_SEED", secrets.randbits(32)))
+    print(f"KANGAROO_SEED={seed}")
+    chance = random.Random(seed)
+    seconds = Life(driver, base, "unharmed").run()
+    killed = dict.fromkeys(seconds, 0)
+    for number in range(KILLS):
+        # Every verb in turn, so that a short run has them all.
+        fatal = list(seconds)[number % len(seconds)]
+        delay_s = chance.uniform(0, 1.2 * seconds[fatal])
+        Life(driver, base, f"killed-{number}", fatal, delay_s).run()
+        killed[fatal] += 1
+    print(f"drivers killed, by verb: {killed}")
+
+
+@pytest.mark.parametrize("failure", Failure)
+@pytest.mark.timeout(600)
+def test_a_dead_nas_holds_up_nobody_of_a_healthy_one(
+    driver: Driver, mortal: str, failure: Failure
+) -> None:
+    """Half of the volumes are of an address of the NAS that then fails."""
+    nas = driver.lab.nas
+    volumes = DEAD_VOLUMES if SOAK or failure is Failure.DROPPED else DEAD_VOLUMES // 4
+    dead, healthy = ([f"{kind}-{n}" for n in range(volumes)] for kind in ("dead", "healthy"))
+    servers = dict.fromkeys(dead, mortal) | dict.fromkeys(healthy, nas.address)
+
+    def publishing(names: Sequence[str], suffix: str = "") -> list[dict[str, Any]]:
+        return [driver.publishing(f"{name}{suffix}", server=servers[name]) for name in names]
+
+    def unpublishing(names: Sequence[str], suffix: str = "") -> list[dict[str, Any]]:
+        return [driver.unpublishing(f"{name}{suffix}") for name in names]
+
+    (before,) = driver.rounds([*publishing(dead), *publishing(healthy)])
+    assert codes(before) == {"OK"}
+    nas.fail(mortal, failure)
+    (answers,) = driver.rounds(
+        [
+            *publishing(dead, "-more"),
+            *unpublishing(dead),
+            *publishing(healthy, "-more"),
+            *unpublishing(healthy),
+        ]
+    )
+    published, unpublished = answers[:volumes], answers[volumes : 2 * volumes]
+    well = answers[2 * volumes :]
+    slowest, fastest = longest(well), min(answer.seconds for answer in published)
+    print(
+        f"{failure.name}, {volumes} volumes: healthy at most {slowest:.1f} s, before"
+        f" {longest(before):.1f} s; dead published in {fastest:.1f} to {longest(published):.1f} s,"
+        f" unpublished in at most {longest(unpublished):.1f} s"
+    )
+    assert codes(well) == {"OK"}
+    assert codes(published) <= _DEAD, published
+    assert codes(unpublished) <= {"OK", *_DEAD}, unpublished
+    assert longest(published) < PUBLISH_S
+    assert longest(unpublished) < UNPUBLISH_S
+    if failure in (Failure.DROPPED, Failure.HUNG_MOUNTD):  # the others fail at once
+        assert slowest < fastest, "the healthy ones waited for the dead"
+    assert children(driver) == []
+    nas.unblock()
+    (after,) = driver.rounds(publishing(dead, "-more"))
+    assert codes(after) == {"OK"}, after
+    both = [*dead, *healthy]
+    (gone,) = driver.rounds([*unpublishing(both), *unpublishing(both, "-more")])
+    assert codes(gone) == {"OK"}, gone
+
+
+@pytest.mark.timeout(VOLUMES * ROUNDS * 5 + 300)
+def test_many_calls_at_once_leave_no_trace(driver: Driver) -> None:
+    """Every answer is that of its own call, also of those that have to fail."""
+    names = [f"many-{n}" for n in range(VOLUMES)]
+    turns = [names[start : start + PARALLEL] for start in range(0, VOLUMES, PARALLEL)]
+    asked = [odd_call(driver, number) for number in range(PARALLEL)]
+    table = driver.node.exec(["cat", "/proc/1/mountinfo"]).stdout.count("\n")
+    memory = []
+    for _ in range(ROUNDS):
+        *published, odd = driver.rounds(
+            *([driver.publishing(name) for name in turn] for turn in turns),
+            [request for request, _ in asked],
+        )
+        assert {code for answers in published for code in codes(answers)} == {"OK"}
+        for answer, (request, code) in zip(odd, asked, strict=True):
+            assert answer.code == code, (request, answer)
+        lines = driver.node.exec(["cat", "/proc/1/mountinfo"]).stdout.count("\n")
+        assert lines == table + VOLUMES
+        gone = driver.rounds(*([driver.unpublishing(name) for name in turn] for turn in turns))
+        assert {code for answers in gone for code in codes(answers)} == {"OK"}
+        memory.append(resident_kib(driver))
+    print(f"{VOLUMES} volumes, {ROUNDS} rounds, {PARALLEL} at once; driver's memory: {memory} KiB")
+    assert driver.node.exec(["cat", "/proc/1/mountinfo"]).stdout.count("\n") == table
+    assert children(driver) == []
+    # The first round makes the interpreter's own pools; what grows after it is a leak.
+    assert memory[-1] <= memory[0] * 1.1, memory
+
+
+def odd_call(driver: Driver, number: int) -> tuple[dict[str, Any], str]:
+    """A call about the published volume `number`, and what the answer has to be."""
+    name = f"many-{number}"
+    stats = {"volume_id": name, "volume_path": driver.target(name)}
+    kinds = (
+        (driver.publishing(name), "OK"),
+        (driver.publishing(name, path="/nodeonly"), "ALREADY_EXISTS"),
+        (call("NodeGetVolumeStats", stats), "OK"),
+        (driver.unpublishing(f"never-{number}"), "OK"),
+        (driver.publishing(name, path="/../etc"), "INVALID_ARGUMENT"),
+        (call("NodeGetVolumeStats", {**stats, "volume_path": "/never"}), "NOT_FOUND"),
+    )
+    return kinds[number % len(kinds)]
+
+
+def resident_kib(driver: Driver) -> int:
+    status = driver.node.exec(["cat", f"/proc/{main_pid(driver)}/status"]).stdout
+    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1])
