@@ -8,8 +8,8 @@ STAMP := $(VENV)/.installed
 LOCKS := requirements/dev.txt requirements/node.txt pyproject.toml
 BOOTSTRAP := PYTHONPATH=src $(PYTHON) -m kangaroo_lab.bootstrap
 
-.PHONY: help venv bootstrap check format test test-unit test-protocol test-host test-node csi-sanity fuzz \
-        lab demo bench proto lock clean
+.PHONY: help venv bootstrap check format test test-unit test-protocol test-host test-node csi-sanity fuzz soak \
+        lab demo bench bench-csi proto lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -63,6 +63,9 @@ fuzz: venv ## coverage-guided fuzzing of what volumes may say; FUZZ_S=600
 	@mkdir -p build
 	$(BIN)/python tests/fuzz/csi_parsers.py -max_total_time=$(or $(FUZZ_S),60) -artifact_prefix=build/fuzz-
 
+soak: bootstrap ## the CSI driver's fault tests in full counts: hours
+	KANGAROO_SOAK=1 $(BIN)/pytest --capture=no tests/node/test_csi_faults.py
+
 lab: bootstrap ## bring the lab up and leave it up
 	$(BIN)/kangaroo lab up
 
@@ -71,6 +74,9 @@ demo: bootstrap ## the main job on a real node, with the evidence; KEEP=1 leaves
 
 bench: bootstrap ## the figures: series as JSON and a report
 	$(BIN)/kangaroo bench $(if $(KEEP),--keep)
+
+bench-csi: bootstrap ## the CSI driver's figures; PEER=FILE is csi-driver-nfs's program to compare with
+	$(BIN)/kangaroo bench-csi $(if $(PEER),--peer $(PEER)) $(if $(KEEP),--keep)
 
 proto: venv ## regenerate the interop messages from proto/
 	$(BIN)/python proto/generate.py

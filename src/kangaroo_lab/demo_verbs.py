@@ -1,4 +1,4 @@
-"""`kangaroo demo` and `kangaroo bench`: bring the lab up, run, take it down again."""
+"""`kangaroo demo`, `bench` and `bench-csi`: bring the lab up, run, take it down again."""
 
 from __future__ import annotations
 
@@ -46,6 +46,21 @@ def register(subparsers: Any) -> None:
     bench.add_argument("--starts", type=int, default=5, help="sandboxes to start (default: 5)")
     _shared(bench, output=Path("build/bench"), rounds=3)
     bench.set_defaults(run=run_bench)
+    csi = subparsers.add_parser(
+        "bench-csi",
+        help="measure the CSI driver, against csi-driver-nfs",
+        description="Measure publish, unpublish and memory; write results.json and report.md.",
+    )
+    csi.add_argument(
+        "--peer",
+        type=Path,
+        metavar="FILE",
+        help="csi-driver-nfs's static program for x86-64, /nfsplugin in its image",
+    )
+    csi.add_argument("--turns", type=int, default=5, help="of the latencies (default: 5)")
+    csi.add_argument("--volumes", type=int, default=500, help="of a full node (default: 500)")
+    _output(csi, output=Path("build/bench-csi"))
+    csi.set_defaults(run=run_bench_csi)
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
@@ -87,11 +102,33 @@ def run_bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _shared(parser: argparse.ArgumentParser, *, output: Path, rounds: int) -> None:
+def run_bench_csi(arguments: argparse.Namespace) -> int:
+    """Measure the CSI driver, and write the results. Raises KangarooError."""
+    from kangaroo_lab.bench import csi, csi_results  # noqa: PLC0415 - matplotlib is slow to import
+
+    console = _console()
+    with _lab(keep=arguments.keep, console=console) as lab:
+        measured = csi.run(
+            lab,
+            arguments.peer,
+            turns=arguments.turns,
+            volumes=arguments.volumes,
+            say=lambda text: console.print(text, markup=False, highlight=False),
+        )
+    for path in csi_results.write(measured, arguments.output):
+        console.print(str(path), highlight=False)
+    return 0
+
+
+def _output(parser: argparse.ArgumentParser, *, output: Path) -> None:
     parser.add_argument("--keep", action="store_true", help="leave the lab running")
     parser.add_argument(
         "--output", type=Path, default=output, metavar="DIR", help=f"results (default: {output})"
     )
+
+
+def _shared(parser: argparse.ArgumentParser, *, output: Path, rounds: int) -> None:
+    _output(parser, output=output)
     parser.add_argument(
         "--rounds", type=int, default=rounds, help=f"of the comparison (default: {rounds})"
     )

@@ -65,11 +65,11 @@ def write(results: Results, directory: Path) -> tuple[Path, ...]:
     svg, png = picture.draw(results.comparison, directory)
     series = directory / "results.json"
     series.write_text(json.dumps(results.to_json(), indent=2) + "\n")
-    markdown, page = directory / "report.md", directory / "report.html"
+    text, page = directory / "report.md", directory / "report.html"
     parts = sections(results)
-    markdown.write_text(_markdown(parts))
+    text.write_text(markdown("What Kangaroo costs", COMMAND, parts))
     page.write_text(_html(parts))
-    return series, markdown, page, svg, png
+    return series, text, page, svg, png
 
 
 def sections(results: Results) -> tuple[Part, ...]:
@@ -136,8 +136,9 @@ def _import_row(cost: ImportCost) -> tuple[str, ...]:
     return (cost.entry, *times, str(cost.modules), slowest)
 
 
-def _markdown(parts: tuple[Part, ...]) -> str:
-    made = [f"# What Kangaroo costs\n\nMade by `{COMMAND}` on {time.strftime('%Y-%m-%d')}."]
+def markdown(title: str, command: str, parts: tuple[Part, ...]) -> str:
+    """A report in Markdown, with the command that made it."""
+    made = [f"# {title}\n\nMade by `{command}` on {time.strftime('%Y-%m-%d')}."]
     for part in parts:
         image = f"\n\n![{part.title}]({part.picture})" if part.picture else ""
         table = report.markdown_table(part.headings, part.rows)

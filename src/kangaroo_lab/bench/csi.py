@@ -1,0 +1,253 @@
+"""The CSI driver against csi-driver-nfs: latency of publish and unpublish, and memory.
+
+Both serve on the same node, the same client calls them, and their volumes are the same directories
+of the same NAS. A call of the one is followed by the same call of the other, and who is first
+changes with every turn. Without a program of the peer, Kangaroo's driver is measured alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kangaroo.errors import KangarooError
+from kangaroo_lab import csi_calls
+from kangaroo_lab.csi_calls import SOCKET
+from kangaroo_lab.demo import describe_node
+
+if TYPE_CHECKING:
+    from kangaroo_lab.lab import Lab
+    from kangaroo_lab.node import Node
+
+AT_ONCE = 64
+ALONE = 8  # calls of a turn
+OURS, PEER = "kangaroo-csi", "csi-driver-nfs"
+# Given to both as mount flags, so that neither's defaults count.
+_OPTIONS = ("vers=3", "nolock", "proto=tcp", "mountproto=tcp", "hard", "noresvport")
+
+_WORK = "/var/tmp/kangaroo-bench-csi"  # /run takes no programs
+_TARGETS = "/run/kangaroo-bench-csi"
+_PEER_UNIT = "kangaroo-bench-peer"
+# What its own image has. With systemd-run it would mount through a service of systemd's.
+_PEER_PROGRAMS = ("mount", "umount")
+
+
+class Verb(StrEnum):
+    PUBLISH = "publish"
+    UNPUBLISH = "unpublish"
+
+
+class Way(StrEnum):
+    """How a call is made: nothing else under way, many at once, or alone on a full node."""
+
+    ALONE = "alone"
+    AT_ONCE = f"{AT_ONCE} at a time"
+    FULL = "alone, on a full node"
+    FILLING = "filling the node"
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Calls that are made at once: `verb` of one driver for the volumes of these numbers."""
+
+    driver: str
+    verb: Verb
+    way: Way
+    volumes: range
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A round that was made: each call's seconds, by the client's clock."""
+
+    driver: str
+    verb: Verb
+    way: Way
+    turn: int
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DriverMemory:
+    """A driver's process, with so many volumes published by it."""
+
+    driver: str
+    volumes: int
+    pss_kib: int
+    rss_kib: int
+
+
+@dataclass(frozen=True, slots=True)
+class CsiResults:
+    """Everything that one run measured."""
+
+    where: str
+    emulated: bool
+    drivers: tuple[str, ...]
+    volumes: int
+    timed: tuple[Timed, ...]
+    memory: tuple[DriverMemory, ...]
+
+
+def run(
+    lab: Lab, peer: Path | None, *, turns: int, volumes: int, say: Callable[[str], None]
+) -> CsiResults:
+    """Measure on a lab that is up. Raises KangarooError when a call of either driver fails."""
+    node = lab.nodes["node1"]
+    with contextlib.ExitStack() as stack:
+        base = stack.enter_context(_directories(lab, max(AT_ONCE, volumes + ALONE)))
+        stack.enter_context(_targets(node))
+        node.exec(["systemctl", "restart", OURS])
+        units = {OURS: (OURS, SOCKET)}
+        if peer is not None:
+            units[PEER] = (_PEER_UNIT, stack.enter_context(_serving(node, peer)))
+        bench = _Bench(lab, node, base, units)
+        say("warming up")
+        for turn in range(2):
+            bench.make(turn, alone(bench.order(turn), Way.ALONE, range(1)))
+        timed: list[Timed] = []
+        memory = bench.memory(0)
+        for turn in range(turns):
+            say(f"turn {turn + 1} of {turns}")
+            timed += bench.make(turn, alone(bench.order(turn), Way.ALONE, range(ALONE)))
+            timed += bench.make(turn, at_once(bench.order(turn)))
+        for driver in units if volumes else ():
+            say(f"{volumes} volumes of {driver}")
+            timed += bench.make(0, filling(driver, Verb.PUBLISH, volumes))
+            memory += bench.memory(volumes, driver)
+            beside = range(volumes, volumes + ALONE)
+            timed += bench.make(0, alone([driver], Way.FULL, beside))
+            timed += bench.make(0, filling(driver, Verb.UNPUBLISH, volumes))
+        return CsiResults(
+            describe_node(lab), lab.emulated, tuple(units), volumes, tuple(timed), tuple(memory)
+        )
+
+
+def alone(drivers: Sequence[str], way: Way, volumes: range) -> list[Round]:
+    """One call after the other, the drivers taking turns with each."""
+    return [
+        Round(driver, verb, way, range(number, number + 1))
+        for verb in Verb
+        for number in volumes
+        for driver in drivers
+    ]
+
+
+def at_once(drivers: Sequence[str]) -> list[Round]:
+    """All of a driver's calls at once; the next driver when its volumes are gone."""
+    return [Round(driver, verb, Way.AT_ONCE, range(AT_ONCE)) for driver in drivers for verb in Verb]
+
+
+def filling(driver: str, verb: Verb, volumes: int) -> list[Round]:
+    """Very many volumes, as fast as a busy kubelet would."""
+    return [
+        Round(driver, verb, Way.FILLING, range(start, min(start + AT_ONCE, volumes)))
+        for start in range(0, volumes, AT_ONCE)
+    ]
+
+
+def parse_rollup(text: str) -> tuple[int, int]:
+    """PSS and RSS in KiB from smaps_rollup (proc_pid_smaps(5)). Raises KangarooError."""
+    sizes = dict(re.findall(r"^(Pss|Rss):\s+(\d+) kB$", text, re.MULTILINE))
+    if len(sizes) != 2:
+        raise KangarooError(f"not a smaps_rollup: {text[:80]!r}")
+    return int(sizes["Pss"]), int(sizes["Rss"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    lab: Lab
+    node: Node
+    base: Path
+    units: Mapping[str, tuple[str, str]]  # unit and socket, by driver
+
+    def order(self, turn: int) -> list[str]:
+        names = list(self.units)
+        return names[turn % len(names) :] + names[: turn % len(names)]
+
+    def make(self, turn: int, rounds: Sequence[Round]) -> list[Timed]:
+        calls = [[self._call(one, number) for number in one.volumes] for one in rounds]
+        timed = []
+        for one, answers in zip(rounds, csi_calls.run(self.node, calls), strict=True):
+            for answer in answers:
+                if answer.code != "OK":
+                    raise KangarooError(f"{one}: {answer.code}: {answer.message}")
+            seconds = tuple(answer.seconds for answer in answers)
+            timed.append(Timed(one.driver, one.verb, one.way, turn, seconds))
+        return timed
+
+    def memory(self, volumes: int, *drivers: str) -> list[DriverMemory]:
+        return [
+            DriverMemory(driver, volumes, *parse_rollup(self._rollup(self.units[driver][0])))
+            for driver in drivers or self.units
+        ]
+
+    def _rollup(self, unit: str) -> str:
+        pid = f"$(systemctl show --value --property=MainPID {unit})"
+        return self.node.exec(["sh", "-c", f"cat /proc/{pid}/smaps_rollup"]).stdout
+
+    def _call(self, one: Round, number: int) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "volume_id": f"bench-{number}",
+            "target_path": f"{_TARGETS}/{one.driver}-{number}",
+        }
+        if one.verb is Verb.PUBLISH:
+            path = "path" if one.driver == OURS else "share"
+            directory = f"/csi/{self.base.name}/{number}"
+            request["volume_context"] = {"server": self.lab.nas.address, path: directory}
+            request["volume_capability"] = {
+                "mount": {"mount_flags": list(_OPTIONS)},
+                "access_mode": {"mode": "MULTI_NODE_MULTI_WRITER"},
+            }
+        return {
+            "socket": self.units[one.driver][1],
+            "method": f"Node{one.verb.capitalize()}Volume",
+            "request": request,
+            "timeout_s": csi_calls.KUBELET_S,
+        }
+
+
+@contextlib.contextmanager
+def _directories(lab: Lab, count: int) -> Iterator[Path]:
+    """A directory of the NAS that holds one for each volume."""
+    base = lab.nas.root / "csi" / f"bench-{secrets.token_hex(4)}"
+    for number in range(count):
+        (base / str(number)).mkdir(parents=True)
+    try:
+        yield base
+    finally:
+        shutil.rmtree(base)
+
+
+@contextlib.contextmanager
+def _targets(node: Node) -> Iterator[None]:
+    csi_calls.install(node)
+    node.exec(["mkdir", "--parents", _TARGETS])
+    yield
+    # Not empty means that a driver has left something: that is an error.
+    node.exec(["rmdir", _TARGETS])
+
+
+@contextlib.contextmanager
+def _serving(node: Node, program: Path) -> Iterator[str]:
+    """The peer as a service of the node; its socket, which a client waits for."""
+    socket = f"{_WORK}/csi.sock"
+    node.exec(["mkdir", "--parents", f"{_WORK}/bin"])
+    node.copy_to(program, f"{_WORK}/nfsplugin")
+    links = "; ".join(f"ln -sf $(command -v {name}) {_WORK}/bin" for name in _PEER_PROGRAMS)
+    node.exec(["sh", "-c", f"chmod +x {_WORK}/nfsplugin; {links}"])
+    service = ["systemd-run", "--collect", f"--unit={_PEER_UNIT}", f"--setenv=PATH={_WORK}/bin"]
+    flags = [f"--endpoint=unix://{socket}", "--nodeid=bench", f"--working-mount-dir={_WORK}"]
+    node.exec([*service, f"{_WORK}/nfsplugin", *flags])
+    try:
+        yield socket
+    finally:
+        node.exec(["systemctl", "stop", _PEER_UNIT], check=False)
+        node.exec(["rm", "--recursive", "--force", "--one-file-system", _WORK])
