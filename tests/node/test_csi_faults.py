@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.node.csi_driver import KUBELET_S, UNIT, Answer, Driver, driving
 
+from kangaroo.csi import mount_helper
 from kangaroo.linux import mountinfo
 from kangaroo_lab.nas import Failure
 
@@ -109,14 +110,14 @@ def test_no_mount_outlives_the_driver(driver: Driver) -> None:
     with ThreadPoolExecutor(1) as pool:
         try:
             first = pool.submit(driver.calls, publishing)
-            await_child(driver, "mount")
+            await_child(driver, mount_helper.PROGRAM)
             killed = main_pid(driver)
             driver.node.exec(["kill", "-KILL", str(killed)])
             assert first.result()[0].code == "UNAVAILABLE"
             restarted(driver, killed)
             assert children(driver) == []
             second = pool.submit(driver.calls, publishing)
-            await_child(driver, "mount")
+            await_child(driver, mount_helper.PROGRAM)
         finally:
             nas.unblock()
         assert second.result()[0].code == "OK"

@@ -1,6 +1,6 @@
 """What mount.nfs says, as an error number and a hint for people.
 
-mount(8) gives one exit status for all failures of a helper, so its text is what is left. The texts
+It has one exit status for all failures of a mount, so its text is what is left. The texts
 are those of nfs-utils, utils/mount/error.c and stropts.c; children run with LC_ALL=C.
 """
 

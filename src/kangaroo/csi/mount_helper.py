@@ -1,15 +1,35 @@
-"""The command that mounts a NAS volume: mount(8), which calls mount.nfs(8)."""
+"""The command that mounts a NAS volume: mount.nfs(8).
+
+mount(8) would only look at the mount table, which is long on a node, and start it.
+"""
 
 from __future__ import annotations
 
+import errno
+import shutil
+
+from kangaroo.errors import MountFailed
 from kangaroo.nas import options
 from kangaroo.nas.volume import NasVolume
 
+PROGRAM = "mount.nfs"
+# Where mount(8) looks for helpers, whatever the PATH.
+_DIRECTORIES = "/sbin:/usr/sbin"
+
 
 def command(volume: NasVolume, target: str) -> tuple[str, ...]:
-    """The argv that mounts `volume` on `target`."""
+    """The argv that mounts `volume` on `target`. Raises MountFailed on a node without mount.nfs."""
+    program = shutil.which(PROGRAM, path=_DIRECTORIES)
+    if program is None:
+        raise MountFailed(
+            volume.source,
+            volume.option_string,
+            f"there is no {PROGRAM} in {_DIRECTORIES}",
+            errno=errno.ENODEV,
+            hint="install nfs-common on the node",
+        )
     mount_options = ",".join((volume.option_string, *_helper_options(volume)))
-    return ("mount", "-t", "nfs", "-o", mount_options, volume.source, target)
+    return (program, volume.source, target, "-o", mount_options)
 
 
 def _helper_options(volume: NasVolume) -> list[str]:
