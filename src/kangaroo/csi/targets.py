@@ -1,12 +1,15 @@
 """Publishing a NAS volume on a path of the node, and taking it away. Knows no gRPC.
 
-Whether a path is a mount point is read from the mount table. Nothing here calls stat on a path that
-may be a dead mount; what must touch one is a child process with a deadline.
+What is mounted on a path is read from the mount table, and only where something is: mkdir(2) and
+rmdir(2) tell by themselves, and look at what lies under a mount, never at what is mounted. Nothing
+here calls stat on a path that may be a dead mount; what must touch one is a child process with a
+deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import stat
@@ -67,9 +70,11 @@ async def publish(
     published. On failure and on cancellation the target is left as it was found. Raises
     AlreadyExists, FailedPrecondition, MountFailed, DeadlineExceeded, Unavailable.
     """
-    if await _already_published(volume, target, timeouts):
-        return
     made = _make_directory(target)
+    if not made:
+        if await _already_published(volume, target, timeouts):
+            return
+        _check_directory(target)
     try:
         await _mount_or_make(volume, target, timeouts, creator)
         if volume.mode is not None and not volume.read_only:
@@ -86,14 +91,11 @@ async def unpublish(target: str, timeouts: Timeouts) -> None:
     Raises FailedPrecondition when the target holds files that are not the NAS's, or cannot be
     unmounted; DeadlineExceeded when umount gets no answer, whatever is tried.
     """
-    await _unmount(target, timeouts)
-    try:
-        Path(target).rmdir()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        reason = f"{target} is not removed: {error.strerror}"
-        raise FailedPrecondition(reason, hint="look at what stands there") from error
+    for _ in range(_STACK_LIMIT + 1):
+        if _remove_directory(target):
+            return
+        await _unmount_topmost(target, timeouts)
+    raise _mounted_again(target)
 
 
 async def _already_published(volume: NasVolume, target: str, timeouts: Timeouts) -> bool:
@@ -124,15 +126,33 @@ async def _already_published(volume: NasVolume, target: str, timeouts: Timeouts)
 
 
 def _make_directory(target: str) -> bool:
-    """Make the mount point; whether it was made. It is not a mount point now, so lstat is safe."""
+    """Make the mount point; whether it was made. If it was, nothing is mounted there."""
     try:
         Path(target).mkdir(_TARGET_MODE)
     except FileExistsError:
-        if not stat.S_ISDIR(Path(target).lstat().st_mode):
-            raise FailedPrecondition(f"{target} is not a directory") from None
         return False
     except OSError as error:
         raise FailedPrecondition(f"{target} cannot be made: {error.strerror}") from error
+    return True
+
+
+def _check_directory(target: str) -> None:
+    """Raises FailedPrecondition for a file. Not for a mount point: lstat may hang there."""
+    if not stat.S_ISDIR(Path(target).lstat().st_mode):
+        raise FailedPrecondition(f"{target} is not a directory")
+
+
+def _remove_directory(target: str) -> bool:
+    """Remove what was the mount point; False when something is mounted there."""
+    try:
+        Path(target).rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        reason = f"{target} is not removed: {error.strerror}"
+        raise FailedPrecondition(reason, hint="look at what stands there") from error
     return True
 
 
@@ -166,9 +186,6 @@ async def _mount(volume: NasVolume, target: str, timeout_s: float) -> None:
             f"not done within {timeout_s:g} s, mount was killed",
             hint=error.hint or "the server does not answer; check its address, port and firewall",
         ) from error
-    entry = mountinfo.find(target)
-    if entry is None or not is_nas(entry):
-        raise FailedPrecondition(f"mount of {volume.source} succeeded, but {target} is not NFS")
 
 
 async def _set_mode(volume: NasVolume, target: str, timeouts: Timeouts) -> None:
@@ -201,26 +218,31 @@ async def _withdraw(target: str, timeouts: Timeouts, *, made: bool) -> None:
 async def _unmount(target: str, timeouts: Timeouts) -> None:
     """Take every mount at `target` away, the topmost first."""
     for _ in range(_STACK_LIMIT):
-        entry = mountinfo.find(target)
-        if entry is None:
+        if mountinfo.find(target) is None:
             return
-        await _unmount_topmost(entry, timeouts)
-    raise FailedPrecondition(f"{target}: more than {_STACK_LIMIT} mounts, or it is mounted again")
+        await _unmount_topmost(target, timeouts)
+    raise _mounted_again(target)
 
 
-async def _unmount_topmost(entry: mountinfo.MountEntry, timeouts: Timeouts) -> None:
+def _mounted_again(target: str) -> FailedPrecondition:
+    return FailedPrecondition(f"{target}: more than {_STACK_LIMIT} mounts, or it is mounted again")
+
+
+async def _unmount_topmost(target: str, timeouts: Timeouts) -> None:
     """umount, then by force, then lazily; without umount.nfs, which would talk to the server first.
 
     Force aborts what the server has not answered, so it is used only when umount got no answer. A
     mount that is merely busy is detached at once, and its users' writes still reach the server.
     """
-    target = entry.mount_point
     try:
         await process.run((*_UMOUNT, target), timeout_s=timeouts.unmount_s)
         return
     except (CommandFailed, DeadlineExceeded) as error:
-        _log.warning("umount failed target=%s source=%s: %s", target, entry.source, error)
+        _log.warning("umount failed target=%s: %s", target, error)
         answered = isinstance(error, CommandFailed)
+    entry = mountinfo.find(target)
+    if entry is None:
+        return  # it is gone; what umount still waits for is its server
     steps = (("--lazy",),) if answered else (("--force",), ("--force", "--lazy"))
     for step in steps:
         try:
