@@ -9,7 +9,7 @@ import os
 import random
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,6 @@ DEAD_VOLUMES = 16
 PUBLISH_S, UNPUBLISH_S = 110, 30
 READY_S = 90
 LIFE_S = 120
-UNWRITTEN = "faults-unwritten"
 _GROUP = f"/sys/fs/cgroup/system.slice/{UNIT}.service/cgroup.procs"
 _DEAD = {"DEADLINE_EXCEEDED", "UNAVAILABLE"}
 
@@ -125,65 +124,6 @@ def test_no_mount_outlives_the_driver(driver: Driver) -> None:
     assert children(driver) == []
     assert len(mounts(driver, "outlived")) == 1
     assert driver.unpublish("outlived").code == "OK"
-
-
-def test_an_umount_that_cannot_die_keeps_no_driver_down(driver: Driver, mortal: str) -> None:
-    """A dead server has data to write back: umount waits for it in the kernel and takes no signal.
-    The driver that is killed meanwhile has a successor, for which the volume is gone.
-    """
-    nas = driver.lab.nas
-    assert driver.publish("stuck", server=mortal).code == "OK"
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            leave_unwritten(driver, "stuck", lambda: nas.fail(mortal, Failure.DROPPED))
-            first = pool.submit(driver.calls, driver.unpublishing("stuck"))
-            await_child(driver, "umount")
-            killed = main_pid(driver)
-            driver.node.exec(["kill", "-KILL", str(killed)])
-            assert first.result()[0].code == "UNAVAILABLE"
-            restarted(driver, killed)
-            assert children(driver), "nothing was stuck: the test shows nothing"
-            assert driver.unpublish("stuck").code == "OK"
-            assert driver.publish("healthy").code == "OK"
-            assert driver.unpublish("healthy").code == "OK"
-        finally:
-            nas.unblock()
-    driver.node.exec(["sh", "-c", f"while [ $(wc -l < {_GROUP}) -gt 1 ]; do sleep 0.1; done"])
-    (nas.root / "csi" / UNWRITTEN).unlink()
-
-
-# A page of the file that changes through a mapping, without a descriptor, whose close would wait.
-WRITER = """
-import mmap, os, sys
-file, opened, go = sys.argv[1:]
-descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
-os.write(descriptor, bytes(mmap.PAGESIZE))
-os.fsync(descriptor)
-page = mmap.mmap(descriptor, mmap.PAGESIZE, trackfd=False)
-page[0]
-os.close(descriptor)
-open(opened, "w").close()
-open(go).read()
-page[0] = 1
-os._exit(0)
-"""
-
-
-def leave_unwritten(driver: Driver, name: str, die: Callable[[], None]) -> None:
-    """Change a file of the volume whose server has died since it was opened, and leave no user of
-    the volume behind.
-    """
-    file = f"{driver.target(name)}/{UNWRITTEN}"
-    opened, go = (f"{driver.root}.{word}" for word in ("opened", "go"))
-    driver.node.exec(["mkfifo", opened, go])
-    with ThreadPoolExecutor(1) as pool:
-        command = ["python3", "-c", WRITER, file, opened, go]
-        writer = pool.submit(driver.node.exec, command, check=False)
-        driver.node.exec(["cat", opened])
-        die()
-        driver.node.exec(["sh", "-c", f": > {go}"])
-        assert writer.result().status == 0
-    driver.node.exec(["rm", opened, go])
 
 
 @dataclass
