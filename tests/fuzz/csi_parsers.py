@@ -48,8 +48,8 @@ def table(data: atheris.FuzzedDataProvider, keys: tuple[str, ...]) -> dict[str, 
 
 def check_mountable(parsed: NasVolume) -> None:
     """One argument stays one, no option hides in another, and no path leads up."""
-    *fixed, options, source, target = mount_helper.command(parsed, "/target")
-    assert (fixed, target) == (["mount", "-t", "nfs", "-o"], "/target")
+    source, target, option, options = mount_helper.arguments(parsed, "/target")
+    assert (target, option) == ("/target", "-o")
     for word in (options, source):
         assert word.isprintable(), word
         assert " " not in word, word

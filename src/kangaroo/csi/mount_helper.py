@@ -28,8 +28,13 @@ def command(volume: NasVolume, target: str) -> tuple[str, ...]:
             errno=errno.ENODEV,
             hint="install nfs-common on the node",
         )
+    return (program, *arguments(volume, target))
+
+
+def arguments(volume: NasVolume, target: str) -> tuple[str, ...]:
+    """What mount.nfs is told. Pure."""
     mount_options = ",".join((volume.option_string, *_helper_options(volume)))
-    return (program, volume.source, target, "-o", mount_options)
+    return (volume.source, target, "-o", mount_options)
 
 
 def _helper_options(volume: NasVolume) -> list[str]:
