@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from kangaroo_lab.node import Node
 
 UNIT = "kangaroo-csi"
+# Whether what is done a few times is done hundreds of times: `make soak`.
+SOAK = bool(os.environ.get("KANGAROO_SOAK"))
 KUBELET_S = csi_calls.KUBELET_S
 Answer = csi_calls.Answer
 

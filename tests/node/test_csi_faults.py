@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.node.csi_driver import KUBELET_S, UNIT, Answer, Driver, driving
+from tests.node.csi_driver import KUBELET_S, SOAK, UNIT, Answer, Driver, driving
 
 from kangaroo.csi import mount_helper
 from kangaroo.linux import mountinfo
@@ -25,7 +25,6 @@ from kangaroo_lab.nas import Failure
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
-SOAK = bool(os.environ.get("KANGAROO_SOAK"))
 KILLS = 200 if SOAK else 2
 VOLUMES, ROUNDS = (500, 20) if SOAK else (64, 2)
 PARALLEL = 64

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.node import pods, sidecars, waiting
+from tests.node import nas_client, pods, sidecars, waiting
 from tests.node.pods import PASSTHROUGH, container, pod
 
 from kangaroo_lab import artefacts, manifests
@@ -63,31 +63,19 @@ def space(controller: Lab) -> Iterator[pods.Space]:
     shutil.rmtree(controller.nas.root / "csi" / space.name)
 
 
-def write(space: pods.Space, script: str) -> None:
-    """Run a script in the claim's volume, mounted on the node: what is written to the NAS behind
-    its server's back, the server's cache does not know of.
-    """
-    mounted = f"""
-        d=$(mktemp -d)
-        mount -t nfs -o vers=3,nolock "$0" "$d"
-        cd "$d"; {script}; cd /
-        umount "$d"
-        rmdir "$d"
-    """
-    volume = f"{space.lab.nas.address}:/csi/{space.name}/data"
-    space.node.exec(["sh", "-ec", mounted, volume])
-
-
 @pytest.mark.timeout(900)
 def test_a_claim_is_made_from_a_snapshot_and_from_a_claim(space: pods.Space) -> None:
     """As the example has them; a pod in a sandbox then reads what was there when."""
-    write(space, "mkdir directory; echo before > directory/file; ln -s directory/file link")
+    node, data = space.node, f"{space.lab.nas.address}:/csi/{space.name}/data"
+    nas_client.run_on(
+        node, data, "mkdir directory; echo before > directory/file; ln -s directory/file link"
+    )
     snapshot, *claims = EXAMPLE.read_text().split("---\n")[1:]
     class_text = EXAMPLE.read_text().split("---\n")[0]
     space.kubectl("apply", "-f", "-", stdin=f"{class_text}---\n{snapshot}")
     until = ["wait", "--for=jsonpath={.status.readyToUse}=true", f"--timeout={READY_S}s"]
     space.kubectl(*until, "volumesnapshot/data", timeout_s=READY_S + 30)
-    write(space, "echo after > directory/file")
+    nas_client.run_on(node, data, "echo after > directory/file")
     space.kubectl("apply", "-f", "-", stdin="---\n".join(claims))
     for claim in ("restored", "cloned"):
         sidecars.bound(space, claim)
