@@ -40,6 +40,7 @@ from kangaroo.wire.gen import csi_pb2 as csi
 
 CAPABILITY = {"mount": {}, "access_mode": {"mode": "MULTI_NODE_MULTI_WRITER"}}
 NO_CONTEXT: Any = None
+GONE = "mount.nfs: mounting failed, reason given by server: No such file or directory"
 
 
 class Nas:
@@ -62,7 +63,10 @@ class Nas:
     def command(self, volume: NasVolume, target: str) -> tuple[str, ...]:
         if volume.server == "dead":
             return ("sleep", "600")
-        return ("mount", "--bind", str(self.path(volume.path.lstrip("/"))), target)
+        directory = self.path(volume.path.lstrip("/"))
+        if not directory.exists():
+            return ("sh", "-c", f"echo {GONE} >&2; exit 32")
+        return ("mount", "--bind", str(directory), target)
 
     async def call(self, method: str, **fields: Any) -> Any:
         request = getattr(csi, f"{method}Request")()
@@ -450,6 +454,21 @@ def test_a_dead_share_ends_a_listing_in_time(nas: Nas) -> None:
             await fails(DeadlineExceeded, nas.call("ListVolumes"), "dead:/x")
 
     run(test)
+
+
+def test_a_share_that_was_taken_away_is_left_out_of_listings(nas: Nas) -> None:
+    async def test() -> None:
+        await nas.create("one")
+        shutil.rmtree(nas.path("a"))
+        for _ in range(2):
+            assert list((await nas.call("ListVolumes")).entries) == []
+            assert list((await nas.call("ListSnapshots")).entries) == []
+            nas.restart()
+        nas.controller = Controller(replace(nas.config, shares=("nas:/a",)))
+        await fails(MountFailed, nas.call("ListVolumes"), "nas:/a")
+        await fails(MountFailed, nas.call("ListVolumes"), "nas:/a")
+
+    asyncio.run(test())
 
 
 def test_the_condition_of_a_volume(nas: Nas) -> None:

@@ -219,7 +219,13 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         self, request: csi.ListVolumesRequest, context: Context
     ) -> csi.ListVolumesResponse:
         """The volumes of the known shares that are whole, with their condition."""
-        listed = Listing(Kind.DIRECTORY, volume_id.decode, self._worker.volumes, _is_whole)
+        listed = Listing(
+            Kind.DIRECTORY,
+            volume_id.decode,
+            self._worker.volumes,
+            _is_whole,
+            self._shares.forget,
+        )
         found, token = await listed.page(
             self._shares.all(), request.max_entries, request.starting_token
         )

@@ -7,6 +7,7 @@ good when entries come and go, also that one.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -14,10 +15,13 @@ from typing import Generic, TypeVar
 from kangaroo.csi.share import Look, Page
 from kangaroo.csi.share_records import Record, Snapshot
 from kangaroo.csi.volume_id import Kind, VolumeId
-from kangaroo.errors import Aborted, InvalidRequest
+from kangaroo.errors import Aborted, InvalidRequest, MountFailed
 from kangaroo.nas.volume import NasVolume
 
 _R = TypeVar("_R", Record, Snapshot)
+
+# What a server says of a share that it does not have (some deny what they do not have).
+_NOT_THERE = (errno.ENOENT, errno.EACCES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +34,15 @@ class Listed(Generic[_R]):
 
 @dataclass(frozen=True, slots=True)
 class Listing(Generic[_R]):
-    """How one kind of things is listed: how ids are read, what asks a share for a page, and which
-    of its entries are kept.
+    """How one kind of things is listed: how ids are read, what asks a share for a page, which of
+    its entries are kept, and whether a share that is not there can be left out.
     """
 
     kind: Kind
     decode: Callable[[str], VolumeId | None]
     ask: Callable[[NasVolume, str, int], Awaitable[Page[_R]]]
     keep: Callable[[Look[_R]], bool]
+    forget: Callable[[NasVolume], bool]
 
     async def page(
         self, shares: Sequence[NasVolume], max_entries: int, starting_token: str
@@ -51,17 +56,18 @@ class Listing(Generic[_R]):
         if max_entries < 0:
             raise InvalidRequest("max_entries", "negative")
         start = self._start(starting_token)
-        asked = [
+        asked = [share for share in shares if share.source >= start[0]]
+        pages = (
             self._of_share(share, start[1] if share.source == start[0] else "", max_entries)
-            for share in shares
-            if share.source >= start[0]
-        ]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+            for share in asked
+        )
+        answers = await asyncio.gather(*pages, return_exceptions=True)
         found: list[Listed[_R]] = []
-        for answer in answers:
-            if isinstance(answer, BaseException):
+        for share, answer in zip(asked, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                found += answer
+            elif not (_not_there(answer) and self.forget(share)):
                 raise answer
-            found += answer
         if not max_entries or len(found) <= max_entries:
             return found, ""
         page = found[:max_entries]
@@ -102,3 +108,7 @@ class Listing(Generic[_R]):
         if known is None or known.token != look.token:
             return made
         return known if (known.server, known.base) == (made.server, made.base) else None
+
+
+def _not_there(error: BaseException) -> bool:
+    return isinstance(error, MountFailed) and error.errno in _NOT_THERE

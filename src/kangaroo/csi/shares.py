@@ -51,6 +51,7 @@ class Shares:
     def __init__(self, configured: Sequence[str], memory: Path) -> None:
         self._memory = memory
         self._known = {share.source: share for share in map(parse, configured)}
+        self._configured = frozenset(self._known)
         self._known |= {share.source: share for share in _remembered(memory)}
 
     def all(self) -> list[NasVolume]:
@@ -65,6 +66,17 @@ class Shares:
         attributes = {"server": share.server, "path": share.path, "vers": share.version}
         self._known[share.source] = nas_volume.parse(attributes)
         self._write()
+
+    def forget(self, share: NasVolume) -> bool:
+        """Its server does not have the share, or not for this node: it is not listed again until it
+        is used again. False for one of the configuration, which stays.
+        """
+        if share.source in self._configured:
+            return False
+        if self._known.pop(share.source, None) is not None:
+            _log.warning("share forgotten, its server does not have it share=%s", share.source)
+            self._write()
+        return True
 
     def _write(self) -> None:
         shares = [[one.server, one.path, one.version] for one in self.all()]

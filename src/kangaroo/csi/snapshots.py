@@ -116,7 +116,13 @@ class Snapshots:
                 return False
             return source is None or look.record.source == source.token
 
-        listed = Listing(Kind.SNAPSHOT, volume_id.decode_snapshot, self.worker.snapshots, keep)
+        listed = Listing(
+            Kind.SNAPSHOT,
+            volume_id.decode_snapshot,
+            self.worker.snapshots,
+            keep,
+            self.shares.forget,
+        )
         found, token = await listed.page(known, max_entries, starting_token)
         records = ((str(one.id), one.look.record) for one in found)
         return [replace(record, id=text) for text, record in records if record is not None], token
