@@ -38,6 +38,17 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         lab.down()
 
 
+@pytest.fixture(scope="session")
+def provisioner(lab: Lab) -> Iterator[Lab]:
+    """The lab with the CSI project's sidecars, which take minutes to start: from the first test
+    that needs them to the end.
+    """
+    from tests.node import sidecars
+
+    with sidecars.deployed(lab):
+        yield lab
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

@@ -25,16 +25,15 @@ READY_S = 180
 
 
 @pytest.fixture(scope="module")
-def controller(lab: Lab) -> Iterator[Lab]:
-    """The sidecars, the definitions of snapshots, and the cluster's controller of them."""
+def controller(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """The definitions of snapshots, the cluster's controller of them, and the sidecars."""
     definitions = [f"--filename={path}" for path in artefacts.snapshot_crds()]
     lab.kubectl("apply", "--server-side", *definitions)
     established = ["wait", "--for=condition=Established", f"--timeout={DEFINED_S}s"]
     lab.kubectl(*established, *definitions, timeout_s=DEFINED_S + 30)
-    with (
-        sidecars.deployed(lab),
-        sidecars.applied(lab, SNAPSHOT_CONTROLLER, "deployment/snapshot-controller"),
-    ):
+    # Not before: a snapshotter that finds no definitions looks for them less and less often.
+    request.getfixturevalue("provisioner")
+    with sidecars.applied(lab, SNAPSHOT_CONTROLLER, "deployment/snapshot-controller"):
         yield lab
     lab.kubectl("delete", *definitions, "--timeout=120s", timeout_s=150)
 

@@ -24,27 +24,21 @@ EXAMPLE = CHECKOUT / "examples/storageclass.yaml"
 
 
 @pytest.fixture(scope="module")
-def controller(lab: Lab) -> Iterator[Lab]:
-    with sidecars.deployed(lab):
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def space(controller: Lab) -> Iterator[pods.Space]:
+def space(provisioner: Lab) -> Iterator[pods.Space]:
     """A namespace, and the example's class and claim in it."""
-    with pods.opened(controller, "class") as space:
-        text = manifests.fill(EXAMPLE.read_text(), controller.nas.address)
+    with pods.opened(provisioner, "class") as space:
+        text = manifests.fill(EXAMPLE.read_text(), provisioner.nas.address)
         space.kubectl("apply", "-f", "-", stdin=text)
         sidecars.bound(space, "data")
         yield space
     # The claims went with the namespace; their volumes go after them, while the controller runs.
     mine = 'jsonpath={.items[?(@.spec.storageClassName=="nas")].metadata.name}'
-    names = controller.kubectl("get", "persistentvolume", f"--output={mine}").stdout.split()
+    names = provisioner.kubectl("get", "persistentvolume", f"--output={mine}").stdout.split()
     if names:
         gone = ["wait", "--for=delete", f"--timeout={BOUND_S}s"]
-        controller.kubectl(*gone, "persistentvolume", *names, timeout_s=BOUND_S + 30)
-    controller.kubectl("delete", "storageclass", "nas")
-    shutil.rmtree(controller.nas.root / "csi" / space.name)
+        provisioner.kubectl(*gone, "persistentvolume", *names, timeout_s=BOUND_S + 30)
+    provisioner.kubectl("delete", "storageclass", "nas")
+    shutil.rmtree(provisioner.nas.root / "csi" / space.name)
 
 
 def claim(name: str, storage_class: str) -> pods.Document:
