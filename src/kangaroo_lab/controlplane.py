@@ -74,7 +74,9 @@ class ControlPlane:
     def kubectl(self, *arguments: str) -> list[str]:
         """argv of kubectl as the administrator, inside the lab's namespace."""
         program = str(self.binaries / "kubectl")
-        return net.inside(net.LAB, program, f"--kubeconfig={self.kubeconfig(ADMIN)}", *arguments)
+        return net.inside(
+            self.network.name, program, f"--kubeconfig={self.kubeconfig(ADMIN)}", *arguments
+        )
 
     def _await_roles(self) -> None:
         """The API server makes its default roles after it is ready; a controller manager that may
@@ -85,7 +87,7 @@ class ControlPlane:
 
     def _start(self, name: str, argv: list[str], env: Mapping[str, str] | None = None) -> Daemon:
         log = self.logs / f"{name}.log"
-        return start(name, net.inside(net.LAB, *argv), log=log, env=env)
+        return start(name, net.inside(self.network.name, *argv), log=log, env=env)
 
     def _write_kubeconfig(self, user: str) -> None:
         text = kubeconfig(

@@ -167,14 +167,15 @@ class Lab:
             yield
 
     def _down(self) -> None:
+        network = self.shape.network
         for daemon in reversed(list(self.store.daemons.values())):
             # A node's disk is thrown away: nothing is lost with its power.
             stop(daemon, timeout_s=0 if daemon.name.startswith("node") else 5)
-        leftovers.stop_strays(self.directory)
-        net.remove()
+        leftovers.stop_strays(self.directory, network)
+        net.remove(network)
         for name in ("nodes", "control-plane", "pki", "nas/run"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
-        remaining = leftovers.find(self.directory)
+        remaining = leftovers.find(self.directory, network)
         if remaining:
             raise FailedPrecondition("the lab left behind: " + "; ".join(remaining))
         self.store = Store(self.directory)
@@ -186,12 +187,17 @@ class Lab:
                 f"{self.directory}: a lab is there, but not as asked for",
                 hint="kangaroo lab status; kangaroo lab down",
             )
-        if net.exists(net.LAB) or net.exists(net.NAS):
+        taken = [name for name in self._network().namespaces if net.exists(name)]
+        if taken:
             raise FailedPrecondition(
-                f"the network namespace {net.LAB} or {net.NAS} exists, but no lab is in"
-                f" {self.directory}",
-                hint="a machine has one lab: take down the other, or delete the namespaces",
+                f"the network namespace {taken[0]} exists, but no lab is in {self.directory}",
+                hint="a lab in another directory of this name has it: take that one down, or"
+                f" `ip netns delete {taken[0]}`",
             )
+
+    def _network(self) -> net.Network:
+        """The directory's name tells labs apart, in all that they share."""
+        return net.Network(name=self.directory.name)
 
     def _node(self, index: int) -> Node:
         return Node(
@@ -199,7 +205,7 @@ class Lab:
             network=self.shape.network,
             directory=self.directory / "nodes" / f"node{index}",
             logs=self.logs,
-            keys=Keys(self.directory / "pki"),
+            keys=Keys(self.directory / "pki", self.shape.network.name),
         )
 
     def _up(self, nodes: int, memory_mib: int | None, steps: Steps) -> None:
@@ -226,6 +232,7 @@ class Lab:
         tools, root = artefacts.host_tools(), artefacts.node_root()
         shape = Shape(
             nodes=nodes,
+            network=self._network(),
             accelerator=accelerator.choose(tools, root),
             host_tools=str(tools),
             kubernetes=str(artefacts.kubernetes()),

@@ -13,17 +13,18 @@ from pathlib import Path
 from kangaroo.linux import mountinfo
 from kangaroo_lab import network as net
 from kangaroo_lab.daemon import end
+from kangaroo_lab.network import Network
 
 
-def stop_strays(directory: Path) -> None:
+def stop_strays(directory: Path, network: Network) -> None:
     """Kill what runs in the lab's namespaces or on its files and is not written down."""
-    end(list(_processes(directory)))
+    end(list(_processes(directory, network)))
 
 
-def find(directory: Path) -> list[str]:
+def find(directory: Path, network: Network) -> list[str]:
     """One line for each thing that is still there."""
-    found = [f"process {pid}: {command}" for pid, command in _processes(directory).items()]
-    found += [f"network namespace {name}" for name in (net.LAB, net.NAS) if net.exists(name)]
+    found = [f"process {pid}: {command}" for pid, command in _processes(directory, network).items()]
+    found += [f"network namespace {name}" for name in network.namespaces if net.exists(name)]
     prefix = f"{directory}/"
     for entry in mountinfo.read():
         if f"{entry.mount_point}/".startswith(prefix):
@@ -31,9 +32,9 @@ def find(directory: Path) -> list[str]:
     return found
 
 
-def _processes(directory: Path) -> dict[int, str]:
+def _processes(directory: Path, network: Network) -> dict[int, str]:
     """The processes of the lab, but never this one or one that it descends from."""
-    namespaces = _namespaces()
+    namespaces = _namespaces(network)
     marks = (f"{directory}/nodes/", f"{directory}/nas/", f"{directory}/control-plane/")
     found = {}
     for entry in Path("/proc").iterdir():
@@ -48,8 +49,8 @@ def _processes(directory: Path) -> dict[int, str]:
     return found
 
 
-def _namespaces() -> set[tuple[int, int]]:
-    paths = (Path("/run/netns", name) for name in (net.LAB, net.NAS))
+def _namespaces(network: Network) -> set[tuple[int, int]]:
+    paths = (Path("/run/netns", name) for name in network.namespaces)
     return {(path.stat().st_dev, path.stat().st_ino) for path in paths if path.exists()}
 
 

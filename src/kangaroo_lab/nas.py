@@ -122,7 +122,7 @@ class Nas:
 
     def _address(self, verb: str, address: str) -> None:
         command = ("ip", "address", verb, address, "dev", "eth0")
-        run_sync(net.inside(net.NAS, *command), timeout_s=_TIMEOUT_S)
+        run_sync(net.inside(self.network.nas_name, *command), timeout_s=_TIMEOUT_S)
 
     def _filter(self, **chains: str) -> None:
         hooks = (
@@ -132,7 +132,9 @@ class Nas:
         self._nft("\n".join((f"table {_TABLE} {{", *hooks, "}")))
 
     def _nft(self, rules: str) -> None:
-        run_sync(net.inside(net.NAS, "nft", "-f", "-"), timeout_s=_TIMEOUT_S, input=rules)
+        run_sync(
+            net.inside(self.network.nas_name, "nft", "-f", "-"), timeout_s=_TIMEOUT_S, input=rules
+        )
 
     def _prepare(self) -> None:
         for name in DIRECTORIES:
@@ -155,9 +157,13 @@ class Nas:
             read_only={**files, self.directory / "ganesha.conf": _CONFIG},
             directories=["/var/lib/nfs/ganesha"],
         )
-        daemon = start(name, net.inside(net.NAS, *command), log=self.logs / f"{name}.log")
+        daemon = start(
+            name, net.inside(self.network.nas_name, *command), log=self.logs / f"{name}.log"
+        )
         self.store.remember_daemon(daemon)
-        readiness.accepts(net.NAS, self.address, port, daemon=daemon, timeout_s=_READY_TIMEOUT_S)
+        readiness.accepts(
+            self.network.nas_name, self.address, port, daemon=daemon, timeout_s=_READY_TIMEOUT_S
+        )
         return daemon
 
 

@@ -1,8 +1,8 @@
 """The lab's network: two namespaces, a bridge, a tap per node. No packet leaves the machine.
 
-`kangaroo-lab` holds the bridge, the control plane and the nodes' taps; `kangaroo-nas` the NAS,
-joined by a veth pair. Pods are routed, not masqueraded: the NAS sees a guest's own address, and can
-tell it from a node's.
+One namespace holds the bridge, the control plane and the nodes' taps; the other the NAS, joined by
+a veth pair. Pods are routed, not masqueraded: the NAS sees a guest's own address, and can tell it
+from a node's. Labs beside each other have the same addresses, and namespaces of other names.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from pathlib import Path
 
 from kangaroo.linux.process import run_sync
 
-LAB = "kangaroo-lab"
-NAS = "kangaroo-nas"
+DEFAULT_NAME = "kangaroo-lab"
 BRIDGE = "lab0"
 _TIMEOUT_S = 20
 _FIRST_NODE = 10
@@ -23,11 +22,23 @@ _SECOND_NAS = 250
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Addresses of everything in the lab, all derived from two ranges."""
+    """Addresses of everything in the lab, all derived from two ranges; `name` is the lab's own
+    namespace.
+    """
 
+    name: str = DEFAULT_NAME
     hosts: str = "10.88.0.0/24"
     pods: str = "10.244.0.0/16"
     services: str = "10.96.0.0/16"
+
+    @property
+    def nas_name(self) -> str:
+        """The NAS's namespace."""
+        return f"{self.name}-nas"
+
+    @property
+    def namespaces(self) -> tuple[str, str]:
+        return self.name, self.nas_name
 
     @property
     def prefix(self) -> int:
@@ -75,32 +86,33 @@ def exists(namespace: str) -> bool:
 
 def create(network: Network) -> None:
     """Both namespaces, the bridge, and the veth pair between them. Raises CommandFailed."""
-    for namespace in (LAB, NAS):
+    lab, nas = network.namespaces
+    for namespace in (lab, nas):
         _ip("netns", "add", namespace)
         _ip("-n", namespace, "link", "set", "lo", "up")
-    _ip("-n", LAB, "link", "add", BRIDGE, "type", "bridge")
-    _ip("-n", LAB, "address", "add", f"{network.gateway}/{network.prefix}", "dev", BRIDGE)
-    _ip("-n", LAB, "link", "set", BRIDGE, "up")
+    _ip("-n", lab, "link", "add", BRIDGE, "type", "bridge")
+    _ip("-n", lab, "address", "add", f"{network.gateway}/{network.prefix}", "dev", BRIDGE)
+    _ip("-n", lab, "link", "set", BRIDGE, "up")
     # From one node's pods to another's the way leads through the bridge's own address.
-    run_sync(inside(LAB, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1"), timeout_s=_TIMEOUT_S)
-    _ip("-n", LAB, "link", "add", "nas", "type", "veth", "peer", "name", "eth0", "netns", NAS)
-    _ip("-n", LAB, "link", "set", "nas", "master", BRIDGE, "up")
-    _ip("-n", NAS, "address", "add", f"{network.nas}/{network.prefix}", "dev", "eth0")
-    _ip("-n", NAS, "link", "set", "eth0", "up")
+    run_sync(inside(lab, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1"), timeout_s=_TIMEOUT_S)
+    _ip("-n", lab, "link", "add", "nas", "type", "veth", "peer", "name", "eth0", "netns", nas)
+    _ip("-n", lab, "link", "set", "nas", "master", BRIDGE, "up")
+    _ip("-n", nas, "address", "add", f"{network.nas}/{network.prefix}", "dev", "eth0")
+    _ip("-n", nas, "link", "set", "eth0", "up")
 
 
 def add_node(network: Network, index: int) -> None:
     """A tap for the node, and the way to its pods from the control plane and the NAS."""
-    tap = network.tap(index)
-    _ip("-n", LAB, "tuntap", "add", "dev", tap, "mode", "tap")
-    _ip("-n", LAB, "link", "set", tap, "master", BRIDGE, "up")
-    for namespace in (LAB, NAS):
+    lab, tap = network.name, network.tap(index)
+    _ip("-n", lab, "tuntap", "add", "dev", tap, "mode", "tap")
+    _ip("-n", lab, "link", "set", tap, "master", BRIDGE, "up")
+    for namespace in network.namespaces:
         _ip("-n", namespace, "route", "add", network.node_pods(index), "via", network.node(index))
 
 
-def remove() -> None:
+def remove(network: Network) -> None:
     """Delete both namespaces, and all in them with them. A repeat does nothing."""
-    for namespace in (LAB, NAS):
+    for namespace in network.namespaces:
         if exists(namespace):
             _ip("netns", "delete", namespace)
 

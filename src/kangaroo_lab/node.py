@@ -118,7 +118,7 @@ class Node:
         command = enclosed(host_tools, argv, binds=binds, read_only={root: str(root)})
         with readiness.line_socket(self.directory / "ready.sock") as listener:
             log = self.logs / f"{self.name}-qemu.log"
-            machine = start(self.name, net.inside(net.LAB, *command), log=log)
+            machine = start(self.name, net.inside(self.network.name, *command), log=log)
             yield machine
             for line in readiness.lines(listener, machine, timeout_s=_READY_TIMEOUT_S):
                 yield line

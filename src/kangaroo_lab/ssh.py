@@ -15,9 +15,10 @@ _TIMEOUT_S = 20
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The user's key and the nodes' host key, in one directory."""
+    """The user's key and the nodes' host key, in one directory; `namespace` is where nodes are."""
 
     directory: Path
+    namespace: str
 
     @property
     def user(self) -> Path:
@@ -62,7 +63,7 @@ class Keys:
         argv = ["ssh", "-F", "none", "-i", str(self.user), "-t" if terminal else "-T"]
         for name, value in options.items():
             argv += ["-o", f"{name}={value}"]
-        return net.inside(net.LAB, *argv, f"root@{address}", "--", quoted(remote))
+        return net.inside(self.namespace, *argv, f"root@{address}", "--", quoted(remote))
 
     def close(self, address: str) -> None:
         """End the shared connection, if there is one."""

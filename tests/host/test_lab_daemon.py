@@ -13,6 +13,7 @@ import pytest
 from kangaroo.errors import DeadlineExceeded, Unavailable
 from kangaroo_lab import daemon, leftovers, readiness
 from kangaroo_lab import network as net
+from kangaroo_lab.network import Network
 
 pytestmark = pytest.mark.host
 
@@ -69,9 +70,9 @@ def test_a_child_that_outlived_its_parent_is_ended(family: daemon.Daemon) -> Non
 def test_strays_are_found_by_the_labs_directory_and_ended(
     family: daemon.Daemon, tmp_path: Path
 ) -> None:
-    found = leftovers.find(tmp_path)
+    found = leftovers.find(tmp_path, Network(name="kangaroo-t"))
     assert any(f"process {family.pid}:" in line for line in found)
-    leftovers.stop_strays(tmp_path)
+    leftovers.stop_strays(tmp_path, Network(name="kangaroo-t"))
     assert not family.alive()
 
 

@@ -21,20 +21,17 @@ from kangaroo_lab.state import Shape, Store
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
 
-NETWORK = Network(hosts="10.87.0.0/24", pods="10.243.0.0/16")
+NETWORK = Network(name="kangaroo-t", hosts="10.87.0.0/24", pods="10.243.0.0/16")
 
 
 @pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
+def network() -> Iterator[Network]:
     """The lab's network beside a lab that may be up: other namespaces, other addresses."""
-    monkeypatch.setattr(net, "LAB", "kangaroo-t-lab")
-    monkeypatch.setattr(net, "NAS", "kangaroo-t-nas")
-    net.remove()
+    net.remove(NETWORK)
     net.create(NETWORK)
     yield NETWORK
-    net.remove()
-    assert not net.exists(net.LAB)
-    assert not net.exists(net.NAS)
+    net.remove(NETWORK)
+    assert not any(net.exists(name) for name in NETWORK.namespaces)
 
 
 @pytest.fixture
@@ -59,7 +56,7 @@ def answers(server: Nas, *, timeout_s: float = 2) -> bool:
         except OSError:
             return False
 
-    return run_in(f"/run/netns/{net.LAB}", ask)
+    return run_in(f"/run/netns/{server.network.name}", ask)
 
 
 def routes(namespace: str) -> str:
@@ -70,7 +67,7 @@ def routes(namespace: str) -> str:
 def test_pods_are_routed_by_their_node(network: Network) -> None:
     net.add_node(network, 1)
     net.add_node(network, 2)
-    for namespace in (net.LAB, net.NAS):
+    for namespace in network.namespaces:
         for index in (1, 2):
             expected = f"{network.node_pods(index)} via {network.node(index)}"
             assert expected in routes(namespace)
@@ -79,12 +76,12 @@ def test_pods_are_routed_by_their_node(network: Network) -> None:
 
 def test_packets_pass_between_nodes(network: Network) -> None:
     switch = Path("/proc/sys/net/ipv4/ip_forward")
-    assert run_in(f"/run/netns/{net.LAB}", switch.read_text).strip() == "1"
+    assert run_in(f"/run/netns/{network.name}", switch.read_text).strip() == "1"
 
 
 def test_removing_twice_is_fine(network: Network) -> None:
-    net.remove()
-    net.remove()
+    net.remove(network)
+    net.remove(network)
 
 
 def test_a_lab_that_ended_is_cleaned_before_the_next(
@@ -97,7 +94,7 @@ def test_a_lab_that_ended_is_cleaned_before_the_next(
     (tmp_path / "nodes").mkdir()
     found = []
     monkeypatch.setattr(
-        Lab, "_up", lambda lab, *_: found.extend([lab.store.shape, net.exists(net.LAB)])
+        Lab, "_up", lambda lab, *_: found.extend([lab.store.shape, net.exists(network.name)])
     )
     try:
         with pytest.raises(FailedPrecondition, match="not as asked"):
@@ -109,7 +106,7 @@ def test_a_lab_that_ended_is_cleaned_before_the_next(
     assert lab.up() is True
     assert found == [None, False]
     assert not (tmp_path / "nodes").exists()
-    assert not net.exists(net.NAS)
+    assert not net.exists(network.nas_name)
 
 
 def test_the_nas_serves_stops_and_starts_again(server: Nas) -> None:

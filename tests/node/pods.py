@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from kangaroo.linux import mountinfo
 from kangaroo.linux.netns import run_in
-from kangaroo_lab.network import LAB
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
@@ -213,7 +212,10 @@ class Space:
                 line = forward.stdout.readline()  # Forwarding from 127.0.0.1:PORT -> 8080
                 local = line.split("->")[0].rsplit(":", 1)[1].strip()
                 # kubectl runs, and so listens, in the lab's network namespace.
-                return run_in(f"/run/netns/{LAB}", lambda: _fetched(f"http://127.0.0.1:{local}/"))
+                return run_in(
+                    f"/run/netns/{self.lab.shape.network.name}",
+                    lambda: _fetched(f"http://127.0.0.1:{local}/"),
+                )
             finally:
                 forward.kill()
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.unit
 
 
 def a_node(directory: Path, index: int = 1) -> Node:
-    keys = Keys(directory / "pki")
+    keys = Keys(directory / "pki", "kangaroo-lab")
     return Node(index, Network(), directory / "nodes" / "node1", directory / "logs", keys)
 
 
