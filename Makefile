@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# How many labs the node tier runs its files on at once.
+LABS ?= auto
+NODE_TIER := --verbose --numprocesses $(LABS) --dist loadgroup --no-loadscope-reorder tests/node
 LOCKS := requirements/dev.txt requirements/node.txt pyproject.toml
 BOOTSTRAP := PYTHONPATH=src $(PYTHON) -m kangaroo_lab.bootstrap
 
@@ -41,7 +44,7 @@ test: bootstrap ## all four tiers: unit, protocol, host, node
 	$(BIN)/pytest tests/unit tests/protocol
 	$(BIN)/kangaroo lab build # here its progress is seen, and no test's deadline runs
 	$(BIN)/pytest tests/host
-	$(BIN)/pytest tests/node
+	$(BIN)/pytest $(NODE_TIER)
 
 test-unit: venv ## the unit tier: needs nothing
 	$(BIN)/pytest tests/unit
@@ -52,8 +55,8 @@ test-protocol: venv ## the protocol tier: both peers in memory
 test-host: bootstrap ## the host tier: root, namespaces, mounts, QEMU
 	$(BIN)/pytest tests/host
 
-test-node: bootstrap ## the node tier: the lab, end to end
-	$(BIN)/pytest tests/node
+test-node: bootstrap ## the node tier: the lab, end to end; LABS=1 for one lab at a time
+	$(BIN)/pytest $(NODE_TIER)
 
 csi-sanity: bootstrap ## the CSI project's conformance suite against the driver, in the lab
 	$(BIN)/pytest tests/node/test_csi_sanity.py

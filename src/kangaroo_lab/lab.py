@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,14 @@ from kangaroo_lab.node import Completed, Node, completed
 from kangaroo_lab.pki import Pki
 from kangaroo_lab.progress import Steps
 from kangaroo_lab.ssh import Keys
-from kangaroo_lab.state import DEFAULT_MEMORY_MIB, Shape, Store, default_directory, locked
+from kangaroo_lab.state import (
+    DEFAULT_DIRECTORY,
+    DEFAULT_MEMORY_MIB,
+    Shape,
+    Store,
+    default_directory,
+    locked,
+)
 
 NODE_READY_TIMEOUT_S = 300
 _MANIFESTS = Path("deploy/kubernetes")
@@ -101,7 +108,7 @@ class Lab:
             if self.running() and self.shape.nodes == nodes:
                 return False
             ended = self.ended()
-            steps = Steps([*([_CLEAN] if ended else []), *_steps(nodes)], logs=self.logs)
+            steps = self._progress([*([_CLEAN] if ended else []), *_steps(nodes)])
             if ended:
                 with steps.step(_CLEAN):
                     self._down()
@@ -114,7 +121,7 @@ class Lab:
         runs.
         """
         wanted = {**artefacts.everything(), **artefacts.for_tests()}
-        _build(wanted, Steps([*wanted], logs=self.logs))
+        _build(wanted, self._progress([*wanted]))
 
     def down(self) -> bool:
         """Take everything away but logs and the NAS's data; False when there was nothing.
@@ -194,6 +201,10 @@ class Lab:
                 hint="a lab in another directory of this name has it: take that one down, or"
                 f" `ip netns delete {taken[0]}`",
             )
+
+    def _progress(self, names: Sequence[str]) -> Steps:
+        of = "" if self.directory == DEFAULT_DIRECTORY else self.directory.name
+        return Steps(names, logs=self.logs, of=of)
 
     def _network(self) -> net.Network:
         """The directory's name tells labs apart, in all that they share."""

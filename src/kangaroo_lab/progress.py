@@ -24,10 +24,14 @@ class Steps:
     """Steps known in advance by name. Not for use by several threads.
 
     `with steps.step(name) as log:` runs one; `log` is the path for that step's output. A name that
-    was not announced is appended. A step that raises prints its log's tail and path, once.
+    was not announced is appended. A step that raises prints its log's tail and path, once. `of`
+    stands before every line: whose steps they are, where others' may come between.
     """
 
-    def __init__(self, names: Sequence[str], *, logs: Path, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, names: Sequence[str], *, logs: Path, stream: TextIO | None = None, of: str = ""
+    ) -> None:
+        self._prefix = f"{of} " if of else ""
         self._names = list(names)
         self._logs = logs
         self._stream = stream or sys.stderr
@@ -51,7 +55,7 @@ class Steps:
         self._print(f"{self._label(name)}: done in {duration(self.timings[name])}")
 
     def _label(self, name: str) -> str:
-        return f"[{self._names.index(name) + 1}/{len(self._names)}] {name}"
+        return f"{self._prefix}[{self._names.index(name) + 1}/{len(self._names)}] {name}"
 
     def _next(self, name: str) -> str:
         following = self._names[self._names.index(name) + 1 :]

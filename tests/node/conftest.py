@@ -1,7 +1,13 @@
-"""The lab of the node tier: the one that is up, or one for this session."""
+"""The lab of the node tier: the one that is up, or one for this session.
+
+With `--numprocesses` each worker of pytest-xdist has a lab of its own, and takes whole files: what
+a file's tests share is brought up once. Labs share nothing but the machine.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -13,6 +19,21 @@ from kangaroo.errors import KangarooError
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
+
+# A node keeps one processor busy, and takes 5 GiB; its control plane and NAS take the rest.
+_MEMORY_OF_A_LAB = 8 << 30
+_MOST_LABS = 2
+# Those that run for many minutes, the longest first, so that the others fill the end.
+_LONG = (
+    "test_mission",
+    "provisioner",
+    "test_csi_faults",
+    "test_csi_sanity",
+    "test_crash",
+    "test_passthrough",
+    "test_runtime",
+    "test_bad_input",
+)
 
 _LAB = pytest.StashKey["Lab"]()
 _JOURNAL = ("journalctl", "--boot", "--no-pager", "--lines=4000", "--output=short-monotonic")
@@ -26,9 +47,9 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """
     from kangaroo_lab.lab import Lab  # the other tiers do without
 
-    lab = Lab.open()
+    lab = Lab.open(_directory())
     capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
+    with capture.global_and_fixture_disabled(), _progress_in_lines():
         ours = lab.up()
         if not ours:
             lab.deploy()
@@ -47,6 +68,56 @@ def provisioner(lab: Lab) -> Iterator[Lab]:
 
     with sidecars.deployed(lab):
         yield lab
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """As many labs as the machine bears, and not more than there is work for."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    processors = len(os.sched_getaffinity(0))
+    return max(1, min(processors, memory // _MEMORY_OF_A_LAB, _MOST_LABS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file, and those that share the sidecars, go to one worker; the longest first."""
+    mine = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    for item in mine:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    if len(mine) == len(items):
+        items.sort(key=_turn)
+
+
+def _group(item: pytest.Item) -> str:
+    return "provisioner" if "provisioner" in getattr(item, "fixturenames", ()) else item.path.stem
+
+
+def _turn(item: pytest.Item) -> int:
+    group = _group(item)
+    return _LONG.index(group) if group in _LONG else len(_LONG)
+
+
+def _directory() -> Path:
+    """Where this process's lab is. The first worker's is the default, and may be up already."""
+    from kangaroo_lab.state import default_directory
+
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = default_directory()
+    return first if number == 0 else first.with_name(f"{first.name}-{number + 1}")
+
+
+@contextlib.contextmanager
+def _progress_in_lines() -> Iterator[None]:
+    """A worker's standard error is the terminal, too, but not its alone."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    with _Lines(os.fdopen(os.dup(2), "wb")) as lines, contextlib.redirect_stderr(lines):
+        yield
+
+
+class _Lines(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return False
 
 
 @pytest.hookimpl(wrapper=True)

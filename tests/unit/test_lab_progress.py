@@ -54,6 +54,13 @@ def test_a_step_that_was_not_announced_is_counted(tmp_path: Path) -> None:
     assert stream.getvalue().startswith("[2/2] b: started, last step")
 
 
+def test_lines_say_whose_steps_they_are(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with Steps(["a"], logs=tmp_path, stream=stream, of="second").step("a"):
+        pass
+    assert all(line.startswith("second [1/1] a: ") for line in stream.getvalue().splitlines())
+
+
 @pytest.mark.parametrize(
     ("version", "good"),
     [
