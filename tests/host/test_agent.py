@@ -223,6 +223,7 @@ def test_mount_of_an_unknown_flag_is_refused(agent: Agent) -> None:
         "source": "192.0.2.1:/x",
         "fstype": "nfs",
         "options": "vers=3,addr=192.0.2.1",
+        "read_ahead_kib": None,
         "timeout_s": 5,
     }
     with pytest.raises(AgentError, match="remount"):

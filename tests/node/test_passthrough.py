@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Kubelet's volumeStatsAggPeriod is a minute, and the first look may come before the takeover.
 STATS_S = 180
 OPTIONS = "noresvport,nolock,rsize=65536,wsize=65536,timeo=700"
+READ_AHEAD_KIB = 1024
 NFS = ("nfs", "nfs4")
 STOP_WITH_3 = "trap 'exit 3' TERM; while :; do sleep 3600 & wait $!; done"
 
@@ -68,10 +69,12 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
         space.apply(
             *space.nas("nas", path="/csi/passthrough", options=OPTIONS),
             *space.nas("four", path="/csi/passthrough", vers="4.1", options="noresvport"),
-            direct_pod(),
-            simple_pod("shared"),
             simple_pod("plain", runtime=None),
         )
+        waiting.ready(space, "plain")
+        # One superblock serves all mounts of a source with the same options.
+        space.node.exec(["sh", "-c", f"echo {READ_AHEAD_KIB} >{read_ahead_file(space)}"])
+        space.apply(direct_pod(), simple_pod("shared"))
         waiting.ready(space, "direct", "shared", "plain", timeout_s=2 * waiting.START_S)
         yield space
 
@@ -80,6 +83,12 @@ def nfs_of(space: pods.Space, name: str) -> list[str]:
     """The mount points on the node of NFS mounts for the pod."""
     entries = space.mounts(space.uid(name))
     return [entry.mount_point for entry in entries if entry.fstype in NFS]
+
+
+def read_ahead_file(space: pods.Space) -> str:
+    """Where the node keeps how far it reads ahead on the mount of the pod `plain`."""
+    (device,) = (entry.device for entry in space.mounts(space.uid("plain")) if entry.fstype in NFS)
+    return f"/sys/class/bdi/{device}/read_ahead_kb"
 
 
 def mount_line(space: pods.Space, name: str, path: str, *, container: str = "one") -> list[str]:
@@ -135,6 +144,12 @@ def test_options_are_in_force_in_the_guest(space: pods.Space) -> None:
     asked = {"vers=3", "nolock", "noresvport", "rsize=65536", "wsize=65536", "timeo=700", "hard"}
     assert asked <= set(options), options
     assert f"addr={space.lab.nas.address}" in options
+
+
+def test_read_ahead_is_the_nodes(space: pods.Space) -> None:
+    ask = "cat /sys/class/bdi/$(mountpoint -d %s)/read_ahead_kb"
+    assert space.say("direct", ask % "/data", container="one") == str(READ_AHEAD_KIB)
+    assert space.say("direct", ask % "/four", container="one") == "128"  # the kernel's own
 
 
 def test_version_4_is_mounted_in_the_guest(space: pods.Space) -> None:

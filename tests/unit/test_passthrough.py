@@ -74,10 +74,15 @@ class FakeNode(NodeMounts):
         self.done = done
         self.entries = list(parse(table))
         self.records: dict[str, VolumeState] = {}
+        self.read_ahead: dict[str, int] = {}
 
     def table(self) -> tuple[MountEntry, ...]:
         """The table."""
         return tuple(self.entries)
+
+    def read_ahead_kib(self, device: str) -> int | None:
+        """As the table's devices were told."""
+        return self.read_ahead.get(device)
 
     async def unmount(self, path: str) -> None:
         """Take the entry away."""
@@ -135,8 +140,10 @@ def test_guest_first_then_state_then_node_then_placeholder() -> None:
 
 def test_the_guest_gets_the_nodes_options_with_its_own_address() -> None:
     world = World(NFS)
+    world.node.read_ahead["0:50"] = 1024
     world.place(VOLUME)
     (mount,) = world.guest.mounts
+    assert mount["read_ahead_kib"] == 1024
     assert (mount["source"], mount["fstype"], mount["flags"]) == ("nas:/csi", "nfs4", ["noatime"])
     options = mount["options"].split(",")
     assert {"vers=4.1", "addr=10.9.9.9", "clientaddr=10.0.0.2"} <= set(options)
@@ -165,12 +172,14 @@ def test_the_next_container_finds_the_placeholder() -> None:
 
 def test_another_sandbox_of_the_pod_mounts_what_the_placeholder_records() -> None:
     world = World(NFS)
+    world.node.read_ahead["0:50"] = 1024
     world.place(VOLUME)
     world.new_sandbox("10.0.0.77")
     world.done.clear()
     placed = world.place(VOLUME)
     assert world.done == ["guest mounts", "save ['0:90']"]
     assert "clientaddr=10.0.0.77" in world.guest.mounts[1]["options"]
+    assert world.guest.mounts[1]["read_ahead_kib"] == 1024
     assert placed[0].volume_id == world.guest.mounts[1]["volume_id"]
     assert world.state.volumes[0].volume_id == placed[0].volume_id
 

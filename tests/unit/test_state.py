@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -76,7 +77,9 @@ def test_records_replace_their_like() -> None:
 
 def test_a_volume_becomes_the_mount_it_was() -> None:
     entry = state.mount_entry(VOLUME)
-    assert state.volume_state("nas-1", entry) == VOLUME
+    assert state.volume_state("nas-1", entry, 1024) == dataclasses.replace(
+        VOLUME, read_ahead_kib=1024
+    )
 
 
 def test_a_process_is_itself() -> None:

@@ -37,6 +37,10 @@ def _integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _optional_integer(value: Any) -> bool:
+    return value is None or _integer(value)
+
+
 def _port(value: Any) -> bool:
     return _integer(value) and 0 < value < 65536
 
@@ -110,6 +114,7 @@ _SHAPES: Mapping[str, Mapping[str, Check]] = {
         "fstype": lambda value: value in ("nfs", "nfs4"),
         "flags": _list_of(_text),
         "options": _text,
+        "read_ahead_kib": _optional_integer,
         "timeout_s": _number,
     },
     Method.UNMOUNT_NAS: {"volume_id": _identifier, "timeout_s": _number},

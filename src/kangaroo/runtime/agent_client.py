@@ -96,6 +96,7 @@ class AgentClient:
         fstype: str,
         flags: list[str],
         options: str,
+        read_ahead_kib: int | None,
         timeout_s: float,
     ) -> Message:
         """Mount a volume, once; `mount_point` and `super_options`. Raises MountFailed."""
@@ -108,6 +109,7 @@ class AgentClient:
                 fstype=fstype,
                 flags=flags,
                 options=options,
+                read_ahead_kib=read_ahead_kib,
                 timeout_s=timeout_s,
             )
         except _AgentFailureError as failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from kangaroo.errors import CommandFailed, DeadlineExceeded
 from kangaroo.linux import mountinfo
@@ -10,6 +11,8 @@ from kangaroo.linux.mountinfo import MountEntry
 from kangaroo.linux.process import run
 from kangaroo.runtime import placeholder
 from kangaroo.runtime.state import PlaceholderState, VolumeState
+
+_BDI = Path("/sys/class/bdi")
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,6 +28,15 @@ class NodeMounts:
     def table(self) -> tuple[MountEntry, ...]:
         """The mount table now."""
         return mountinfo.read()
+
+    def read_ahead_kib(self, device: str) -> int | None:
+        """How far ahead the kernel reads files of the mount with that st_dev ("MAJOR:MINOR"), as an
+        administrator or udev has set it (Documentation/ABI/testing/sysfs-class-bdi).
+        """
+        try:
+            return int((_BDI / device / "read_ahead_kb").read_text())
+        except (OSError, ValueError):
+            return None
 
     async def unmount(self, path: str) -> None:
         """Unmount `path`; detach it when it is busy or its server is dead. Nothing there is fine.

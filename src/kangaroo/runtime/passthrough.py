@@ -117,19 +117,20 @@ class Passthrough:
     async def _from_node(self, mounts: PodMounts, volume: MountEntry) -> str | None:
         if not self._policy.enabled:
             return None
+        read_ahead_kib = self._node.read_ahead_kib(volume.device)
         try:
             guest_mount = from_mount(volume, guest_address=self._pod.guest_address)
-            await self._mount_in_guest(guest_mount)
+            await self._mount_in_guest(guest_mount, read_ahead_kib)
         except (MountFailed, Unsupported) as error:
             if not self._policy.fallback_virtiofs:
                 raise
             _LOG.warning("guest cannot mount NAS volume, falling back to virtio-fs error=%s", error)
             return None
-        record = volume_state(guest_mount.volume_id, volume)
+        record = volume_state(guest_mount.volume_id, volume, read_ahead_kib)
         await self._take_from_node(mounts, volume, record)
         return guest_mount.volume_id
 
-    async def _mount_in_guest(self, guest_mount: GuestMount) -> None:
+    async def _mount_in_guest(self, guest_mount: GuestMount, read_ahead_kib: int | None) -> None:
         if guest_mount.volume_id in self._mounted:
             return
         try:
@@ -139,6 +140,7 @@ class Passthrough:
                 fstype=guest_mount.fstype,
                 flags=list(guest_mount.flags),
                 options=guest_mount.options,
+                read_ahead_kib=read_ahead_kib,
                 timeout_s=self._mount_timeout_s,
             )
         except MountFailed as error:
@@ -181,7 +183,7 @@ class Passthrough:
         # Another sandbox of this pod took the volume. Its guest is gone; ours mounts it anew.
         recorded = self._node.read_record(path)
         guest_mount = from_mount(mount_entry(recorded), guest_address=self._pod.guest_address)
-        await self._mount_in_guest(guest_mount)
+        await self._mount_in_guest(guest_mount, recorded.read_ahead_kib)
         record = dataclasses.replace(recorded, volume_id=guest_mount.volume_id)
         standing = PlaceholderState(path, placeholder.device, record.volume_id)
         self._save(self._state().with_volume(record).with_placeholder(standing))

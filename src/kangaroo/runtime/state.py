@@ -74,6 +74,7 @@ class VolumeState:
     fstype: str
     node_options: tuple[str, ...]
     node_super_options: tuple[str, ...]
+    read_ahead_kib: int | None = None  # of the node's mount; None when the node did not tell
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class SandboxState:
         return dataclasses.replace(self, containers=left)
 
 
-def volume_state(volume_id: str, entry: MountEntry) -> VolumeState:
+def volume_state(volume_id: str, entry: MountEntry, read_ahead_kib: int | None) -> VolumeState:
     """The record of a volume from the node's mount of it."""
     return VolumeState(
         volume_id=volume_id,
@@ -130,6 +131,7 @@ def volume_state(volume_id: str, entry: MountEntry) -> VolumeState:
         fstype=entry.fstype,
         node_options=entry.options,
         node_super_options=entry.super_options,
+        read_ahead_kib=read_ahead_kib,
     )
 
 
@@ -180,6 +182,7 @@ def decode_volume(document: dict[str, Any]) -> VolumeState:
         fstype=str(document["fstype"]),
         node_options=tuple(document["node_options"]),
         node_super_options=tuple(document["node_super_options"]),
+        read_ahead_kib=document.get("read_ahead_kib"),
     )
 
 
