@@ -82,7 +82,7 @@ AGENT_PACKAGES = ("agent", "linux", "wire")
 AGENT_LEFT_OUT = ("wire/gen", "wire/aio.py")
 
 # Loaded by the initrd, with what they depend on, in this order.
-INITRD_MODULES = ("virtio_mmio", "virtio_blk", "erofs")
+INITRD_MODULES = ("virtio_blk", "erofs")
 
 # Loaded by the agent while it starts.
 AGENT_MODULES = ("virtio_net", "vmw_vsock_virtio_transport")
