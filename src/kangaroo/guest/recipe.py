@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kangaroo.agent.start import BUNDLE
+
 PACKAGES = (
     "base-files",
     "busybox-static",
@@ -80,6 +82,7 @@ PYTHON_LEFT_OUT = (
 # Of `kangaroo`, what the agent imports.
 AGENT_PACKAGES = ("agent", "linux", "wire")
 AGENT_LEFT_OUT = ("wire/gen", "wire/aio.py")
+AGENT_BUNDLE = BUNDLE.removeprefix("/")
 
 # Loaded by the initrd, with what they depend on, in this order.
 INITRD_MODULES = ("virtio_blk", "erofs")
