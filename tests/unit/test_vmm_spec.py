@@ -45,7 +45,9 @@ def test_whole_command_line() -> None:
         "-name",
         "kangaroo-0123",
         "-M",
-        "microvm,accel=kvm,memory-backend=mem",
+        "microvm,accel=kvm,pcie=on,memory-backend=mem",
+        "-bios",
+        "qboot.rom",
         "-cpu",
         "host",
         "-smp",
@@ -54,8 +56,6 @@ def test_whole_command_line() -> None:
         "512M",
         "-object",
         "memory-backend-memfd,id=mem,share=on,size=512M",
-        "-global",
-        "virtio-mmio.force-legacy=false",
         "-nodefaults",
         "-no-user-config",
         "-nographic",
@@ -65,7 +65,7 @@ def test_whole_command_line() -> None:
         "-object",
         "rng-builtin,id=entropy",
         "-device",
-        "virtio-rng-device,rng=entropy",
+        "virtio-rng-pci,rng=entropy,disable-legacy=on",
         "-chardev",
         "socket,id=qmp,fd=10,server=on,wait=off",
         "-mon",
@@ -87,17 +87,17 @@ def test_whole_command_line() -> None:
         "-blockdev",
         "driver=raw,node-name=root,file=root-file,read-only=on",
         "-device",
-        "virtio-blk-device,drive=root",
+        "virtio-blk-pci,drive=root,disable-legacy=on",
         "-chardev",
         "socket,id=virtiofs,fd=12",
         "-device",
-        "vhost-user-fs-device,chardev=virtiofs,tag=kangaroo,queue-size=1024",
+        "vhost-user-fs-pci,chardev=virtiofs,tag=kangaroo,queue-size=1024",
         "-device",
-        "vhost-vsock-device,guest-cid=77,vhostfd=13",
+        "vhost-vsock-pci,guest-cid=77,vhostfd=13,disable-legacy=on",
         "-netdev",
         "tap,id=net0,fd=14,vhost=on,vhostfd=15",
         "-device",
-        "virtio-net-device,netdev=net0,mac=02:00:00:00:00:01",
+        "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=,disable-legacy=on",
     )
 
 
@@ -122,7 +122,7 @@ def test_network_without_vhost_net() -> None:
 
 def test_emulated_machine_asks_for_every_cpu_feature() -> None:
     words = argv(dataclasses.replace(SPEC, accelerator=Accelerator.TCG))
-    assert option("-M", words) == ["microvm,accel=tcg,memory-backend=mem"]
+    assert option("-M", words) == ["microvm,accel=tcg,pcie=on,memory-backend=mem"]
     assert option("-cpu", words) == ["max"]
 
 

@@ -63,6 +63,7 @@ class _Build:
         self._python()
         self._agent()
         self._compile()
+        self._bundle()
         self._modules()
         self._kernel()
         self._initrd()
@@ -149,6 +150,14 @@ class _Build:
         argv = ["-I", "-S", "-m", "compileall", "-q"]
         argv += ["--invalidation-mode", "unchecked-hash", "-s", str(self.root), "-p", "/"]
         self._tool("usr/bin/python3.13", *argv, str(self.root / _PYTHON), PYTHONHOME="usr")
+
+    def _bundle(self) -> None:
+        """What the agent imports, in one file; found out by importing it."""
+        target = self.root / recipe.AGENT_BUNDLE
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The image's own Python, which finds its library beside itself.
+        argv = [str(self.root / "usr/bin/python3.13"), "-I", "-S", "-B"]
+        self._tool(*argv, str(Path(__file__).parent / "bundle.py"), str(target))
 
     def _modules(self) -> None:
         self._depmod(self.packages)

@@ -19,5 +19,5 @@ done </modules/order
 /busybox mount -t erofs -o ro /dev/vda /root || fail "cannot mount /dev/vda"
 /busybox mount --move /dev /root/dev || fail "cannot move /dev to the root"
 
-exec /busybox switch_root -c /dev/console /root /usr/bin/python3 -I -S -B -c \
-    'import gc; gc.disable(); from kangaroo.agent.main import main; main()'
+exec /busybox switch_root -c /dev/console /root /usr/bin/python3 -I -S -B \
+    /usr/lib/python3.13/kangaroo/agent/__pycache__/start.cpython-313.pyc

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kangaroo.agent.start import BUNDLE
+
 PACKAGES = (
     "base-files",
     "busybox-static",
@@ -80,9 +82,10 @@ PYTHON_LEFT_OUT = (
 # Of `kangaroo`, what the agent imports.
 AGENT_PACKAGES = ("agent", "linux", "wire")
 AGENT_LEFT_OUT = ("wire/gen", "wire/aio.py")
+AGENT_BUNDLE = BUNDLE.removeprefix("/")
 
 # Loaded by the initrd, with what they depend on, in this order.
-INITRD_MODULES = ("virtio_mmio", "virtio_blk", "erofs")
+INITRD_MODULES = ("virtio_blk", "erofs")
 
 # Loaded by the agent while it starts.
 AGENT_MODULES = ("virtio_net", "vmw_vsock_virtio_transport")
