@@ -46,7 +46,7 @@ class World:
         self.state = SandboxState("s1")
         self.volumes = Passthrough(
             policy=self.policy,
-            pod=PodVolumes(Path(POD), address),
+            pod=PodVolumes(Path(POD), (address,)),
             agent=self.guest,  # type: ignore[arg-type]
             state=lambda: self.state,
             save=self.save,
@@ -84,6 +84,10 @@ class FakeNode(NodeMounts):
         self.done.append(f"unmount {path}")
         (gone,) = (entry for entry in self.entries if entry.mount_point == path)
         self.entries.remove(gone)
+
+    def remove_mount_point(self, path: str) -> None:
+        """Say so."""
+        self.done.append(f"remove {path}")
 
     def put_placeholder(self, path: str, record: VolumeState) -> PlaceholderState:
         """Add the tmpfs."""
@@ -129,6 +133,7 @@ def test_guest_first_then_state_then_node_then_placeholder() -> None:
         f"unmount {SUBPATH}",
         f"placeholder {VOLUME}",
         "save ['0:90']",
+        f"remove {SUBPATH}",
     ]
     assert not [entry for entry in world.node.entries if entry.fstype == "nfs4"]
 
