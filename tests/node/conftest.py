@@ -19,6 +19,7 @@ from kangaroo.errors import KangarooError
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
+    from kangaroo_lab.node import Node
 
 # A node keeps one processor busy, and takes 5 GiB; its control plane and NAS take the rest.
 _MEMORY_OF_A_LAB = 8 << 30
@@ -118,6 +119,21 @@ def _progress_in_lines() -> Iterator[None]:
 class _Lines(io.TextIOWrapper):
     def isatty(self) -> bool:
         return False
+
+
+@pytest.fixture(scope="session")
+def second_node(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Node]:
+    """A second node, for the tests that need one: where the lab has none it is added, and taken
+    away at the end, for it slows the others.
+    """
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        added = lab.up(2)
+    try:
+        yield lab.nodes["node2"]
+    finally:
+        if added:
+            lab.remove_node()
 
 
 @pytest.hookimpl(wrapper=True)
