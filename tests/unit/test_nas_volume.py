@@ -127,6 +127,7 @@ def test_bad_servers(server: str) -> None:
         ("//csi///a/", "/csi/a"),
         ("/csi/./a", "/csi/a"),
         ("/数据/ü", "/数据/ü"),
+        ("/a b/c  d", "/a b/c  d"),
         ("/..a/b..", "/..a/b.."),
     ],
 )
@@ -138,7 +139,18 @@ def test_paths(path: str, normal: str) -> None:
     "path",
     [
         *("csi", "./csi", "/csi/..", "/../csi", "/a/../b"),
-        *("/a,ro", "/a b", "/a\0b", "/a\nb", "/a\tb", "/a:b", "/a\x7fb", "/a\u2028b"),
+        *(
+            "/a,ro",
+            "/a ",
+            " /a",
+            "/a /b",
+            "/a\0b",
+            "/a\nb",
+            "/a\tb",
+            "/a:b",
+            "/a\x7fb",
+            "/a\u2028b",
+        ),
         "/" + "a" * 1024,
     ],
 )

@@ -139,13 +139,15 @@ def _path(path: str) -> str:
     if not path:
         return "/"
     for character in path:
-        if character in ", :" or not character.isprintable():
+        if character in ",:" or not character.isprintable():
             raise InvalidRequest(field, f"{path!r} contains {character!r}")
     if not path.startswith("/"):
         raise InvalidRequest(field, f"{path!r} is not absolute")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise InvalidRequest(field, f"{path!r} contains '..'")
+    if any(part != part.strip() for part in parts):
+        raise InvalidRequest(field, f"{path!r}: a name begins or ends with a blank")
     try:
         length = len(path.encode())
     except UnicodeEncodeError as error:
