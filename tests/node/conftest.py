@@ -71,6 +71,23 @@ def provisioner(lab: Lab) -> Iterator[Lab]:
         yield lab
 
 
+@pytest.fixture(scope="module")
+def second_node(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Node]:
+    """A second node, for pods that name it: where the lab has none it is added, and taken away at
+    the end, for it slows the others. Nothing is scheduled there.
+    """
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled(), _progress_in_lines():
+        added = lab.up(2)
+    try:
+        node = lab.nodes["node2"]
+        lab.kubectl("cordon", node.name)
+        yield node
+    finally:
+        if added:
+            lab.remove_node()
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """As many labs as the machine bears, and not more than there is work for."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -119,21 +136,6 @@ def _progress_in_lines() -> Iterator[None]:
 class _Lines(io.TextIOWrapper):
     def isatty(self) -> bool:
         return False
-
-
-@pytest.fixture(scope="session")
-def second_node(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Node]:
-    """A second node, for the tests that need one: where the lab has none it is added, and taken
-    away at the end, for it slows the others.
-    """
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        added = lab.up(2)
-    try:
-        yield lab.nodes["node2"]
-    finally:
-        if added:
-            lab.remove_node()
 
 
 @pytest.hookimpl(wrapper=True)
