@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kangaroo.errors import MountFailed
+from kangaroo.errors import MountFailed, Unsupported
 from kangaroo.linux.mountinfo import MountEntry, parse
 from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.runtime.node_mounts import NodeMounts
@@ -200,6 +200,24 @@ def test_a_guest_that_cannot_mount_leaves_the_node_as_it_was() -> None:
     assert raised.value.errno == errno.EACCES
     for fact in ("nas:/csi", "vers=4.1", "10.0.0.2", "access denied", "EACCES", "allow the guest"):
         assert fact in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "3 1 0:50 / {} rw - nfs4 nas:/other rw,vers=4.1,addr=10.9.9.9",
+        "3 1 0:51 / {} rw - nfs4 nas:/csi/logs rw,vers=4.1,addr=10.9.9.9",
+    ],
+)
+def test_a_subpath_that_is_no_part_of_the_volume_is_refused(line: str) -> None:
+    """It was moved out of it, or is another file system: by its path the guest might mount what
+    somebody has put there meanwhile.
+    """
+    world = World(NFS.splitlines()[0] + "\n" + line.format(SUBPATH) + "\n")
+    with pytest.raises(Unsupported, match="not beneath"):
+        world.place(SUBPATH)
+    assert world.done == []
+    assert World(NFS, policy=PassthroughPolicy()).place(SUBPATH) == {}
 
 
 def test_the_fallback_uses_the_nodes_mount() -> None:

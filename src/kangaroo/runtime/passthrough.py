@@ -120,6 +120,12 @@ class Passthrough:
         if not self._policy.enabled:
             return None
         try:
+            if not mounts.is_volume(volume):
+                raise Unsupported(
+                    f"{volume.mount_point}: the subPath is {volume.source}, which is not beneath"
+                    " the volume's directory: moved, or another file system of the server",
+                    hint="mount that directory as a volume of its own",
+                )
             guest_mount = from_mount(volume, guest_addresses=self._pod.guest_addresses)
             await self._mount_in_guest(guest_mount)
         except (MountFailed, Unsupported) as error:
