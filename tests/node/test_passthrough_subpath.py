@@ -46,15 +46,17 @@ SWAPS = 6
 SHOW = "ls /m; cat /m/marker; exit 1"
 
 FLIP = """
-import os, shutil, sys
+import os, shutil, sys, time
 os.chdir(sys.argv[1])
 while True:
-    for one, other in (("x", "parked"), ("link", "x"), ("x", "link"), ("parked", "x")):
-        try:
-            os.rename(one, other)
-        except OSError:  # somebody has made what was missing for a moment
-            shutil.rmtree(other)
-            os.rename(one, other)
+    for moves in ((("x", "parked"), ("link", "x")), (("x", "link"), ("parked", "x"))):
+        for one, other in moves:
+            try:
+                os.rename(one, other)
+            except OSError:  # somebody has made what was missing for a moment
+                shutil.rmtree(other)
+                os.rename(one, other)
+        time.sleep(0.02)  # at full speed no sandbox would start beside it, on one processor
 """
 
 
@@ -244,8 +246,10 @@ def flipping(space: pods.Space, path: str) -> Iterator[None]:
 def hostile(space: pods.Space) -> Iterator[pods.Space]:
     """The hostile pod, once its containers have been tried, while links are swapped."""
     space.delete("direct", "plain", wait=False)
+    space.apply(hostile_pod())
+    whole = 'jsonpath={.status.containerStatuses[?(@.name=="whole")].ready}=true'
+    waiting.condition(space, whole, "hostile", timeout_s=waiting.START_S)
     with flipping(space, f"{SHARE}/volume/swap"):
-        space.apply(hostile_pod())
         # Both ways were met: a swap that was refused, and one that was not in time.
         waiting.event(space, "hostile", r"subPath 'swap/x.*" + LEADS_OUT, timeout_s=waiting.START_S)
         waiting.condition(
