@@ -32,6 +32,7 @@ def test_defaults_without_options() -> None:
     assert parse().option_string == (
         "vers=3,nolock,proto=tcp,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport"
     )
+    assert parse(server="[fd00::1]").option_string == parse().option_string.replace("tcp", "tcp6")
     assert "nolock" not in parse(vers="4.0").options
     assert parse(options="none").option_string == "vers=3"
     assert parse("ro").option_string == parse(read_only=True).option_string
