@@ -112,7 +112,7 @@ def test_version_3_with_locks_of_the_server_is_refused(local: str) -> None:
 
 
 def test_flags() -> None:
-    every = ("nosuid", "nodev", "noexec", "noatime", "nodiratime", "nosymfollow")
+    every = ("nosuid", "nodev", "noexec", "noatime", "nodiratime")
     assert guest(V3, options=f"rw,{','.join(every)}").flags == every
     assert guest(V3, options="rw,relatime").flags == ()
     assert guest(V3, options="ro,relatime").flags == ("ro",)

@@ -38,7 +38,6 @@ _FLAGS = {
     "noexec": MountFlag.NOEXEC,
     "noatime": MountFlag.NOATIME,
     "nodiratime": MountFlag.NODIRATIME,
-    "nosymfollow": MountFlag.NOSYMFOLLOW,
     "relatime": MountFlag.RELATIME,
     "sync": MountFlag.SYNCHRONOUS,
 }
@@ -81,6 +80,10 @@ class Volumes:
     def mount_point(self, volume_id: str) -> str:
         """Where the volume is mounted. Raises NotFound."""
         return self._find(volume_id).mount_point
+
+    def flags(self, volume_id: str) -> tuple[str, ...]:
+        """The mount flags that the volume is mounted with. Raises NotFound."""
+        return self._find(volume_id).request[2]
 
     async def mount(
         self,

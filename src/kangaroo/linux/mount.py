@@ -24,7 +24,6 @@ class MountFlag(enum.IntFlag):
     NOEXEC = 8
     SYNCHRONOUS = 16
     REMOUNT = 32
-    NOSYMFOLLOW = 256
     NOATIME = 1024
     NODIRATIME = 2048
     BIND = 4096

@@ -18,7 +18,7 @@ from kangaroo.linux.mountinfo import MountEntry
 NFS_FSTYPES = frozenset({"nfs", "nfs4"})
 
 # Mount flags that the agent sets by mount(2)'s flags. `sync` is understood among the data, too.
-_FLAGS = ("ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "nosymfollow")
+_FLAGS = ("ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime")
 # namlen is asked from the server again; fsc needs a daemon of the node; seclabel and contexts are
 # the node's LSM; relatime is the kernel's default.
 _DROPPED = frozenset(
