@@ -84,20 +84,21 @@ PLACES = {
 OWN = {"clientaddr"}
 VOLUMES = (*OPTIONS, *PLACES, "named-four", "odd-in-tree", "six", "six-four", "locks")
 
-# Python of the node, in a container that has none: take a lock, say so, hold it until stdin ends.
+# Python of the node, in a container that has none: take a lock at once or not at all, say so, hold
+# it until stdin ends.
 PYTHON = (
     "/node/lib64/ld-linux-x86-64.so.2 --library-path /node/lib/x86_64-linux-gnu "
     "/node/bin/python3 -I -S -c"
 )
 LOCK = """
-import fcntl, sys
+import errno, fcntl, sys
 take = {"flock": fcntl.flock, "fcntl": fcntl.lockf}[sys.argv[1]]
 file = open(sys.argv[2], "a")
 try:
-    take(file, fcntl.LOCK_EX | (0 if sys.argv[3] == "wait" else fcntl.LOCK_NB))
+    take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     print("held", flush=True)
 except OSError as error:
-    print("refused", error.errno, flush=True)
+    print("refused" if error.errno == errno.EAGAIN else error, flush=True)
 sys.stdin.read()
 """
 HOW = ("flock", "fcntl")
@@ -262,9 +263,9 @@ class Taker:
     process: subprocess.Popen[str]
 
     def said(self) -> str:
-        """The next word of it: `held` or `refused`."""
+        """`held`, `refused`, or another error."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().partition(" ")[0].strip()
+        return self.process.stdout.readline().strip()
 
     def let_go(self) -> None:
         """Returns when the process has ended. A repeat does nothing."""
@@ -274,8 +275,8 @@ class Taker:
 
 
 @contextmanager
-def taking(space: pods.Space, name: str, how: str, path: str, *, wait: bool) -> Iterator[Taker]:
-    script = [*PYTHON.split(), LOCK, how, path, "wait" if wait else "at-once"]
+def taking(space: pods.Space, name: str, how: str, path: str) -> Iterator[Taker]:
+    script = [*PYTHON.split(), LOCK, how, path]
     argv = space.argv("exec", "--stdin", name, "--container", "one", "--", *script)
     with subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -289,20 +290,17 @@ def taking(space: pods.Space, name: str, how: str, path: str, *, wait: bool) -> 
 
 def answer(space: pods.Space, name: str, how: str, path: str) -> str:
     """What becomes of a lock that is asked for and let go at once."""
-    with taking(space, name, how, path, wait=False) as taker:
+    with taking(space, name, how, path) as taker:
         return taker.said()
 
 
 def check_locks(space: pods.Space, first: str, second: str, how: str) -> None:
-    """One pod has a lock, so the other is refused it, and gets it when it is let go."""
+    """While one pod has a lock, the other is refused it, and gets it when it was let go."""
     path = f"/locks/{how}-{first}-{second}"
-    with taking(space, first, how, path, wait=False) as holder:
-        assert holder.said() == "held"
-        with taking(space, second, how, path, wait=True) as waiter:
-            assert answer(space, second, how, path) == "refused"
-            holder.let_go()
-            assert waiter.said() == "held"
-            assert answer(space, first, how, path) == "refused"
+    for holding, asking in ((first, second), (second, first)):
+        with taking(space, holding, how, path) as holder:
+            assert holder.said() == "held"
+            assert answer(space, asking, how, path) == "refused"
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -312,7 +310,7 @@ def test_locks_hold_between_a_guest_and_a_node(space: pods.Space, how: str) -> N
 
 def test_locks_of_version_3_with_nolock_are_the_guests_own(space: pods.Space) -> None:
     """The containers of a pod see each other's, other pods do not."""
-    with taking(space, "direct", "fcntl", "/tuned/local", wait=False) as holder:
+    with taking(space, "direct", "fcntl", "/tuned/local") as holder:
         assert holder.said() == "held"
         assert answer(space, "direct", "fcntl", "/tuned/local") == "refused"
         assert answer(space, "plain", "fcntl", "/tuned/local") == "held"

@@ -157,11 +157,16 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
     with pods.opened(lab, "subpath") as space:
         space.apply(
             *space.nas("nas", path=f"{SHARE}/volume", options=OPTIONS),
-            direct_pod(),
-            pod("plain", using("one"), runtime=None, volumes=[pods.claim("nas")]),
         )
-        waiting.ready(space, "direct", "plain")
         yield space
+
+
+@pytest.fixture(scope="module")
+def used(space: pods.Space) -> pods.Space:
+    """The pods that use what they may."""
+    space.apply(direct_pod(), pod("plain", using("one"), runtime=None, volumes=[pods.claim("nas")]))
+    waiting.ready(space, "direct", "plain")
+    return space
 
 
 def mount_lines(space: pods.Space, name: str, container: str) -> dict[str, list[str]]:
@@ -192,38 +197,38 @@ def check(space: pods.Space, directory: Path, name: str, container: str) -> None
 
 
 @pytest.mark.parametrize("name", ["one", "two"])
-def test_every_kind_of_sub_path(space: pods.Space, directory: Path, name: str) -> None:
+def test_every_kind_of_sub_path(used: pods.Space, directory: Path, name: str) -> None:
     """In the first container of the pod, and in the second, whose subPaths are prepared on the
     placeholder.
     """
-    check(space, directory, "direct", name)
+    check(used, directory, "direct", name)
 
 
-def test_what_is_made_has_the_mode_that_kubelet_gives(space: pods.Space, directory: Path) -> None:
+def test_what_is_made_has_the_mode_that_kubelet_gives(used: pods.Space, directory: Path) -> None:
     """kubelet itself made the plain pod's and the first container's, the guest the second's."""
     made = ("plain", "plain/one", "made", "made/one", "made/one/deep", "made/two", "made/two/deep")
     assert modes(directory, *made, "direct", "direct/two") == {f"{ROOT_MODE:o}"}
 
 
-def test_nothing_is_made_on_the_node(space: pods.Space) -> None:
+def test_nothing_is_made_on_the_node(used: pods.Space) -> None:
     """The placeholder has the directories that kubelet prepared, and no file of the NAS."""
-    entries = space.mounts(space.uid("direct"))
+    entries = used.mounts(used.uid("direct"))
     (volume,) = (entry for entry in entries if entry.mount_point.endswith("/mount"))
     assert is_placeholder(volume)
     assert [entry for entry in entries if entry.fstype == "nfs"] == []
-    files = space.node.exec(["find", volume.mount_point, "-type", "f"]).stdout.split()
+    files = used.node.exec(["find", volume.mount_point, "-type", "f"]).stdout.split()
     assert [Path(file).name for file in files] == [".kangaroo-volume.json"]
 
 
-def test_a_restarted_container_finds_them_again(space: pods.Space, directory: Path) -> None:
+def test_a_restarted_container_finds_them_again(used: pods.Space, directory: Path) -> None:
     """Also a file, and a directory that somebody removed meanwhile."""
-    source = f"{space.lab.nas.address}:{SHARE}/volume"
-    nas_client.run_on(space.node, source, "rm -r made/one")
-    space.run("direct", "kill -TERM 1", container="one")
-    waiting.restarted(space, "direct", "one")
-    check(space, directory, "direct", "one")
+    source = f"{used.lab.nas.address}:{SHARE}/volume"
+    nas_client.run_on(used.node, source, "rm -r made/one")
+    used.run("direct", "kill -TERM 1", container="one")
+    waiting.restarted(used, "direct", "one")
+    check(used, directory, "direct", "one")
     assert modes(directory, "made/one", "made/one/deep") == {f"{ROOT_MODE:o}"}
-    events = space.kubectl("get", "events", "--field-selector=type=Warning").stdout
+    events = used.kubectl("get", "events", "--field-selector=type=Warning").stdout
     assert "pod/direct" not in events
 
 
@@ -244,8 +249,10 @@ def flipping(space: pods.Space, path: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def hostile(space: pods.Space) -> Iterator[pods.Space]:
-    """The hostile pod, once its containers have been tried, while links are swapped."""
-    space.delete("direct", "plain", wait=False)
+    """The hostile pod, once its containers have been tried, while links are swapped. One processor
+    has no room for the others beside it.
+    """
+    space.kubectl("delete", "pod", "--all", "--wait=false")
     space.apply(hostile_pod())
     whole = 'jsonpath={.status.containerStatuses[?(@.name=="whole")].ready}=true'
     waiting.condition(space, whole, "hostile", timeout_s=waiting.START_S)
