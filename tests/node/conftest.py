@@ -27,6 +27,7 @@ _MOST_LABS = 2
 # Those that run for many minutes, the longest first, so that the others fill the end.
 _LONG = (
     "test_mission",
+    "test_passthrough_servers",
     "provisioner",
     "test_csi_faults",
     "test_csi_sanity",
