@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from kangaroo_lab.state import (
 NODE_READY_TIMEOUT_S = 300
 _MANIFESTS = Path("deploy/kubernetes")
 _CLEAN = "what an ended lab left"
+_READY = "nodes ready"
 
 
 @dataclass(slots=True)
@@ -98,15 +100,17 @@ class Lab:
         return self.store.shape is not None and not any(one.session() for one in daemons)
 
     def up(self, nodes: int = 1, *, memory_mib: int | None = None) -> bool:
-        """Bring the lab up; False when it was up already. Builds what is not in the cache.
+        """Bring the lab up with `nodes` nodes or more; False when it was up already. Builds what is
+        not in the cache.
 
-        What a lab that ended left behind is taken away first. Raises FailedPrecondition for a lab
-        that is half up, or up with another number of nodes, and what its parts raise. A lab that
-        failed to come up is left as it is, for its logs; `down` cleans it.
+        To a lab that is up with fewer, nodes are added; they have the memory of the others. What a
+        lab that ended left behind is taken away first. Raises FailedPrecondition for a lab that is
+        half up, and what its parts raise. A lab that failed to come up is left as it is, for its
+        logs; `down` cleans it.
         """
         with self._locked():
-            if self.running() and self.shape.nodes == nodes:
-                return False
+            if self.running():
+                return self._grow(nodes)
             ended = self.ended()
             steps = self._progress([*([_CLEAN] if ended else []), *_steps(nodes)])
             if ended:
@@ -115,6 +119,15 @@ class Lab:
             self._require_nothing()
             self._up(nodes, memory_mib, steps)
             return True
+
+    def remove_node(self) -> None:
+        """Take the last node away, at once: its pods are lost. Raises FailedPrecondition when it is
+        the only one, and what kubectl raises.
+        """
+        with self._locked():
+            if self.shape.nodes == 1:
+                raise FailedPrecondition(f"{self.directory}: a lab has one node at least")
+            self._remove_node(self._node(self.shape.nodes))
 
     def build(self) -> None:
         """Build what `up` and the node tests need and the cache has not, without touching what
@@ -234,9 +247,43 @@ class Lab:
         for node in self.nodes.values():
             with steps.step(node.name):
                 self._boot(node)
-        with steps.step("nodes ready"):
+        with steps.step(_READY):
             self._await_nodes()
         self.store.complete = True
+        self.store.save()
+
+    def _grow(self, nodes: int) -> bool:
+        """Add what is missing to a lab that is up. What failed to come up is taken away again."""
+        before = self.shape.nodes
+        if before >= nodes:
+            return False
+        added = [self._node(index) for index in range(before + 1, nodes + 1)]
+        steps = Steps([*(node.name for node in added), _READY], logs=self.logs)
+        try:
+            for node in added:
+                with steps.step(node.name):
+                    self._remove_node(node)  # what a command that was killed left
+                    self._boot(node)
+                self._reshape(node.index)
+            with steps.step(_READY):
+                self._await_nodes()
+        except BaseException:
+            for node in reversed(added):
+                self._remove_node(node)
+            raise
+        return True
+
+    def _remove_node(self, node: Node) -> None:
+        self.kubectl("delete", "node", node.name, "--ignore-not-found")
+        if daemon := self.store.daemon(node.name):
+            stop(daemon, timeout_s=0)
+            self.store.forget_daemon(node.name)
+        net.remove_node(self.shape.network, node.index)
+        shutil.rmtree(node.directory, ignore_errors=True)
+        self._reshape(node.index - 1)
+
+    def _reshape(self, nodes: int) -> None:
+        self.store.shape = dataclasses.replace(self.shape, nodes=nodes)
         self.store.save()
 
     def _shape(self, nodes: int, memory_mib: int | None) -> None:
@@ -299,4 +346,4 @@ def _build(wanted: Mapping[str, Callable[[], object]], steps: Steps) -> None:
 
 def _steps(nodes: int) -> list[str]:
     machines = [f"node{index}" for index in range(1, nodes + 1)]
-    return [*artefacts.everything(), "network", "NAS", "control plane", *machines, "nodes ready"]
+    return [*artefacts.everything(), "network", "NAS", "control plane", *machines, _READY]

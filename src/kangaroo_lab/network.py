@@ -7,10 +7,12 @@ from a node's. Labs beside each other have the same addresses, and namespaces of
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kangaroo.errors import CommandFailed
 from kangaroo.linux.process import run_sync
 
 DEFAULT_NAME = "kangaroo-lab"
@@ -108,6 +110,15 @@ def add_node(network: Network, index: int) -> None:
     _ip("-n", lab, "link", "set", tap, "master", BRIDGE, "up")
     for namespace in network.namespaces:
         _ip("-n", namespace, "route", "add", network.node_pods(index), "via", network.node(index))
+
+
+def remove_node(network: Network, index: int) -> None:
+    """Undo `add_node`. A repeat does nothing."""
+    with contextlib.suppress(CommandFailed):  # what is not there
+        _ip("-n", network.name, "link", "delete", network.tap(index))
+    for namespace in network.namespaces:
+        with contextlib.suppress(CommandFailed):
+            _ip("-n", namespace, "route", "delete", network.node_pods(index))
 
 
 def remove(network: Network) -> None:

@@ -25,7 +25,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     lab = subparsers.add_parser("lab", help="a real node, NAS and Kubernetes on this machine")
     verbs = lab.add_subparsers(dest="verb", required=True)
     _verb(verbs, "build", _build, "build what the lab and its tests need, if the cache has it not")
-    up = _verb(verbs, "up", _up, "bring the lab up; nothing when it is")
+    up = _verb(verbs, "up", _up, "bring the lab up; nothing when it is, but more nodes")
     up.add_argument("--nodes", type=int, default=1, choices=(1, 2, 3))
     up.add_argument("--memory-mib", type=int, help="memory of each node")
     _verb(verbs, "status", _status, "what runs, and where its logs are")

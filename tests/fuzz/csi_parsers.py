@@ -52,9 +52,10 @@ def check_mountable(parsed: NasVolume) -> None:
     assert (target, option) == ("/target", "-o")
     for word in (options, source):
         assert word.isprintable(), word
-        assert " " not in word, word
         assert not word.startswith("-"), word
+    assert " " not in options + parsed.server, (options, parsed.server)
     assert source == f"{parsed.server}:{parsed.path}"
+    assert all(name == name.strip() for name in source.split("/")), source
     assert "," not in source, source
     assert parsed.path.startswith("/"), source
     assert ".." not in parsed.path.split("/"), source

@@ -74,6 +74,17 @@ def test_pods_are_routed_by_their_node(network: Network) -> None:
         assert "default" not in routes(namespace)
 
 
+def test_a_node_is_removed_and_added_again(network: Network) -> None:
+    net.add_node(network, 1)
+    for _ in range(2):
+        net.add_node(network, 2)
+        net.remove_node(network, 2)
+        net.remove_node(network, 2)
+    for namespace in network.namespaces:
+        assert network.node_pods(1) in routes(namespace)
+        assert network.node_pods(2) not in routes(namespace)
+
+
 def test_packets_pass_between_nodes(network: Network) -> None:
     switch = Path("/proc/sys/net/ipv4/ip_forward")
     assert run_in(f"/run/netns/{network.name}", switch.read_text).strip() == "1"

@@ -68,7 +68,7 @@ def test_frames_pass_both_ways_and_the_guest_gets_the_interface(pod: str) -> Non
     assert network is not None
     try:
         guest = network.plan.guest
-        assert guest.primary_address == "10.99.0.2"
+        assert guest.addresses[0] == "10.99.0.2"
         assert guest.interfaces[0].mtu == 1400
         assert guest.interfaces[0].mac in ip("-n", POD, "link", "show", "eth0")
         assert "mtu 1400" in ip("-n", POD, "link", "show", "kangaroo0")

@@ -19,6 +19,7 @@ from kangaroo.errors import KangarooError
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
+    from kangaroo_lab.node import Node
 
 # A node keeps one processor busy, and takes 5 GiB; its control plane and NAS take the rest.
 _MEMORY_OF_A_LAB = 8 << 30
@@ -26,6 +27,7 @@ _MOST_LABS = 2
 # Those that run for many minutes, the longest first, so that the others fill the end.
 _LONG = (
     "test_mission",
+    "test_passthrough_servers",
     "provisioner",
     "test_csi_faults",
     "test_csi_sanity",
@@ -68,6 +70,23 @@ def provisioner(lab: Lab) -> Iterator[Lab]:
 
     with sidecars.deployed(lab):
         yield lab
+
+
+@pytest.fixture(scope="module")
+def second_node(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Node]:
+    """A second node, for pods that name it: where the lab has none it is added, and taken away at
+    the end, for it slows the others. Nothing is scheduled there.
+    """
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled(), _progress_in_lines():
+        added = lab.up(2)
+    try:
+        node = lab.nodes["node2"]
+        lab.kubectl("cordon", node.name)
+        yield node
+    finally:
+        if added:
+            lab.remove_node()
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -55,6 +55,17 @@ def condition(space: pods.Space, what: str, *names: str, timeout_s: float) -> No
         raise AssertionError(f"{', '.join(names)}: no {what}: {done.stderr}\n{shown}")
 
 
+def changes(space: pods.Space, name: str, *, timeout_s: float) -> Iterator[pods.Document]:
+    """The pod as it is, and as it becomes with each change, until the deadline."""
+    argv = space.argv("get", "pod", name, "--watch", "--output=json")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as watch:
+        assert watch.stdout is not None
+        try:
+            yield from _documents(watch.stdout.fileno(), time.monotonic() + timeout_s)
+        finally:
+            watch.kill()
+
+
 def event(
     space: pods.Space,
     name: str,

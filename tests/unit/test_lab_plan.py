@@ -6,12 +6,14 @@ import base64
 import json
 import shlex
 from pathlib import Path
+from string import Template
 
 import pytest
 
 from kangaroo.errors import FailedPrecondition, KangarooError
-from kangaroo_lab import accelerator, node, state
+from kangaroo_lab import accelerator, data, node, state
 from kangaroo_lab.daemon import Daemon
+from kangaroo_lab.dual_stack import with_ipv6
 from kangaroo_lab.enclosure import enclosed
 from kangaroo_lab.network import Network, inside
 from kangaroo_lab.node import Node
@@ -92,6 +94,13 @@ def test_files_of_the_caller_hide_those_of_the_root(tmp_path: Path) -> None:
     assert str(tmp_path / "etc/passwd") in argv
     assert argv[argv.index(str(mine)) + 1] == "/etc/hosts"
     assert argv[-2:] == ["--", "true"]
+
+
+def test_ipv6_comes_beside_ipv4() -> None:
+    text = Template(data.text("node/cni.conflist")).substitute(pods="10.244.1.0/24")
+    ipam = json.loads(with_ipv6(text, "fd44::/64"))["plugins"][0]["ipam"]
+    assert ipam["ranges"] == [[{"subnet": "10.244.1.0/24"}], [{"subnet": "fd44::/64"}]]
+    assert [route["dst"] for route in ipam["routes"]] == ["0.0.0.0/0", "::/0"]
 
 
 def test_state_is_read_back_as_written(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ V42 = (
     "sec=sys,clientaddr=198.51.100.7,local_lock=none,addr=192.0.2.1"
 )
 POD = "10.244.1.9"
+POD6 = "fd00::9"
 
 
 def guest(
@@ -29,7 +30,7 @@ def guest(
     fstype = fstype or ("nfs4" if "vers=4" in super_options else "nfs")
     line = f"40 26 0:45 / /target {options} shared:2 - {fstype} {source} {super_options}\n"
     (entry,) = mountinfo.parse(line)
-    return from_mount(entry, guest_address=POD)
+    return from_mount(entry, guest_addresses=(POD, POD6))
 
 
 def test_version_3() -> None:
@@ -69,6 +70,19 @@ def test_ipv6() -> None:
     assert mount.options.endswith("mountproto=tcp6,mountvers=3,mountport=20048,addr=2001:db8::1")
 
 
+def test_an_ipv6_server_calls_back_to_the_guests_ipv6_address() -> None:
+    shown = V42.replace("192.0.2.1", "2001:db8::1").replace("proto=tcp", "proto=tcp6")
+    mount = guest(shown, source="[2001:db8::1]:/csi")
+    assert f"clientaddr={POD6}" in mount.options.split(",")
+    assert mount.guest_address == POD6
+    assert guest(V42).guest_address == POD
+
+
+def test_a_blank_in_the_path_is_undone_and_stays() -> None:
+    mount = guest(V3, source=r"nas:/a\040b\134c/\303\251")
+    assert (mount.source, mount.path) == ("nas:/a b\\c/é", "/a b\\c/é")
+
+
 @pytest.mark.parametrize(
     "kept", ["port=2049", "nconnect=4", "sync", "write=eager", "lookupcache=none", "actimeo_new=7"]
 )
@@ -85,15 +99,22 @@ def test_what_is_the_node_s_own_is_dropped(dropped: str) -> None:
 
 
 def test_local_locks_are_kept_when_they_do_not_follow() -> None:
-    shown = V3.replace("nolock,", "").replace("local_lock=all", "local_lock=flock")
-    assert "local_lock=flock" in guest(shown).options
+    assert "local_lock=flock" in guest(V42.replace("local_lock=none", "local_lock=flock")).options
+    assert "local_lock=all" in guest(V3.replace("nolock,", "")).options
     assert "local_lock" not in guest(V3).options
 
 
+@pytest.mark.parametrize("local", ["none", "flock", "posix"])
+def test_version_3_with_locks_of_the_server_is_refused(local: str) -> None:
+    shown = V3.replace("nolock,", "").replace("local_lock=all", f"local_lock={local}")
+    with pytest.raises(Unsupported, match="locks of NFS version 3"):
+        guest(shown)
+
+
 def test_flags() -> None:
-    assert guest(V3, options="rw,nosuid,nodev,noexec,noatime").flags == (
-        *("nosuid", "nodev", "noexec", "noatime"),
-    )
+    every = ("nosuid", "nodev", "noexec", "noatime", "nodiratime")
+    assert guest(V3, options=f"rw,{','.join(every)}").flags == every
+    assert guest(V3, options="rw,relatime").flags == ()
     assert guest(V3, options="ro,relatime").flags == ("ro",)
     assert guest(f"ro{V3[2:]}").flags == ("ro",)
     assert "ro" not in guest(f"ro{V3[2:]}").options.split(",")

@@ -32,6 +32,7 @@ def test_defaults_without_options() -> None:
     assert parse().option_string == (
         "vers=3,nolock,proto=tcp,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport"
     )
+    assert parse(server="[fd00::1]").option_string == parse().option_string.replace("tcp", "tcp6")
     assert "nolock" not in parse(vers="4.0").options
     assert parse(options="none").option_string == "vers=3"
     assert parse("ro").option_string == parse(read_only=True).option_string
@@ -127,6 +128,7 @@ def test_bad_servers(server: str) -> None:
         ("//csi///a/", "/csi/a"),
         ("/csi/./a", "/csi/a"),
         ("/数据/ü", "/数据/ü"),
+        ("/a b/c  d", "/a b/c  d"),
         ("/..a/b..", "/..a/b.."),
     ],
 )
@@ -138,7 +140,18 @@ def test_paths(path: str, normal: str) -> None:
     "path",
     [
         *("csi", "./csi", "/csi/..", "/../csi", "/a/../b"),
-        *("/a,ro", "/a b", "/a\0b", "/a\nb", "/a\tb", "/a:b", "/a\x7fb", "/a\u2028b"),
+        *(
+            "/a,ro",
+            "/a ",
+            " /a",
+            "/a /b",
+            "/a\0b",
+            "/a\nb",
+            "/a\tb",
+            "/a:b",
+            "/a\x7fb",
+            "/a\u2028b",
+        ),
         "/" + "a" * 1024,
     ],
 )

@@ -56,7 +56,7 @@ def test_bridge_cni() -> None:
             GuestRoute("10.244.0.0/16", "10.244.1.1", "eth0", None, onlink=False),
         ),
     )
-    assert result.guest.primary_address == "10.244.1.2"
+    assert result.guest.addresses[0] == "10.244.1.2"
 
 
 def test_gateway_outside_the_subnet_is_onlink_and_comes_after_its_route() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kangaroo.errors import MountFailed
+from kangaroo.errors import MountFailed, Unsupported
 from kangaroo.linux.mountinfo import MountEntry, parse
 from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.runtime.node_mounts import NodeMounts
@@ -46,7 +46,7 @@ class World:
         self.state = SandboxState("s1")
         self.volumes = Passthrough(
             policy=self.policy,
-            pod=PodVolumes(Path(POD), address),
+            pod=PodVolumes(Path(POD), (address,)),
             agent=self.guest,  # type: ignore[arg-type]
             state=lambda: self.state,
             save=self.save,
@@ -89,6 +89,10 @@ class FakeNode(NodeMounts):
         self.done.append(f"unmount {path}")
         (gone,) = (entry for entry in self.entries if entry.mount_point == path)
         self.entries.remove(gone)
+
+    def remove_mount_point(self, path: str) -> None:
+        """Say so."""
+        self.done.append(f"remove {path}")
 
     def put_placeholder(self, path: str, record: VolumeState) -> PlaceholderState:
         """Add the tmpfs."""
@@ -134,6 +138,7 @@ def test_guest_first_then_state_then_node_then_placeholder() -> None:
         f"unmount {SUBPATH}",
         f"placeholder {VOLUME}",
         "save ['0:90']",
+        f"remove {SUBPATH}",
     ]
     assert not [entry for entry in world.node.entries if entry.fstype == "nfs4"]
 
@@ -204,6 +209,24 @@ def test_a_guest_that_cannot_mount_leaves_the_node_as_it_was() -> None:
     assert raised.value.errno == errno.EACCES
     for fact in ("nas:/csi", "vers=4.1", "10.0.0.2", "access denied", "EACCES", "allow the guest"):
         assert fact in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "3 1 0:50 / {} rw - nfs4 nas:/other rw,vers=4.1,addr=10.9.9.9",
+        "3 1 0:51 / {} rw - nfs4 nas:/csi/logs rw,vers=4.1,addr=10.9.9.9",
+    ],
+)
+def test_a_subpath_that_is_no_part_of_the_volume_is_refused(line: str) -> None:
+    """It was moved out of it, or is another file system: by its path the guest might mount what
+    somebody has put there meanwhile.
+    """
+    world = World(NFS.splitlines()[0] + "\n" + line.format(SUBPATH) + "\n")
+    with pytest.raises(Unsupported, match="not beneath"):
+        world.place(SUBPATH)
+    assert world.done == []
+    assert World(NFS, policy=PassthroughPolicy()).place(SUBPATH) == {}
 
 
 def test_the_fallback_uses_the_nodes_mount() -> None:

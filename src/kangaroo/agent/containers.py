@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from kangaroo.agent import log
@@ -243,6 +243,8 @@ class Containers:
             )
             container.volume_places.append(place)
             mounts[0]["source"] = place
+            flags = self._volumes.flags(volume["volume_id"])
+            mounts[0]["options"] = with_flags(mounts[0].get("options", ()), flags)
 
     def _watch_memory(self, container: Container) -> None:
         try:
@@ -303,6 +305,19 @@ def _remove_bundle(directory: str) -> None:
         for name in _listed(parent):
             _remove_entry(f"{parent}/{name}")
     _remove_entry(directory)
+
+
+def with_flags(options: Iterable[str], flags: Iterable[str]) -> list[str]:
+    """The options of a bind of a volume that is mounted with `flags`.
+
+    crun mounts a bind anew with the options that it is given, and what is not among them is lost:
+    `noexec` of a volume would not hold in a container.
+    """
+    added = tuple(flags)
+    kept = [option for option in options if option not in added]
+    if "ro" in added:
+        kept = [option for option in kept if option != "rw"]
+    return [*kept, *added]
 
 
 def _listed(directory: str) -> list[str]:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import itertools
 import os
+import socket
 import stat
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -80,6 +81,10 @@ class Volumes:
     def mount_point(self, volume_id: str) -> str:
         """Where the volume is mounted. Raises NotFound."""
         return self._find(volume_id).mount_point
+
+    def flags(self, volume_id: str) -> tuple[str, ...]:
+        """The mount flags that the volume is mounted with. Raises NotFound."""
+        return self._find(volume_id).request[2]
 
     async def mount(
         self,
@@ -256,19 +261,26 @@ def _failure(
 
 
 def _guest_addresses() -> list[str]:
-    """IPv4 addresses of the guest that are not its loopback, from the local routing table."""
+    """Addresses of the guest that are neither its loopback's nor a link's own."""
     addresses: list[str] = []
-    try:
-        with open("/proc/net/fib_trie") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return addresses
-    for above, line in itertools.pairwise(lines):
+    for above, line in itertools.pairwise(_lines("/proc/net/fib_trie")):
         if "/32 host LOCAL" in line:
             address = above.rpartition(" ")[2]
             if not address.startswith("127.") and address not in addresses:
                 addresses.append(address)
+    for line in _lines("/proc/net/if_inet6"):
+        digits, _, _, scope, *_ = line.split()
+        if scope == "00":  # global, include/net/ipv6.h
+            addresses.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
     return addresses
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path) as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
 
 
 def _mounted(target: str) -> tuple[str, str] | None:
@@ -341,15 +353,26 @@ def _bind_beneath(mount_point: str, subpath: str, create: bool, target: str) -> 
     """In the child: resolve, make the place, bind."""
     root = os.open(mount_point, os.O_PATH | os.O_DIRECTORY)
     try:
-        found = open_beneath(root, subpath, os.O_PATH)
+        found = _found_beneath(root, subpath, create)
+    finally:
+        os.close(root)
+    try:
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        if stat.S_ISDIR(os.fstat(found).st_mode):
+            os.mkdir(target)
+        else:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        # The descriptor, not the path: whatever is renamed from now on, this is what was found.
+        bind(f"/proc/self/fd/{found}", target)
+    finally:
+        os.close(found)
+
+
+def _found_beneath(root: int, subpath: str, create: bool) -> int:
+    try:
+        return open_beneath(root, subpath, os.O_PATH)
     except FileNotFoundError:
         if not create:
             raise
-        # As kubelet does: a directory made for a subPath has the mode of the volume's root.
-        found = ensure_directory_beneath(root, subpath, stat.S_IMODE(os.fstat(root).st_mode))
-    os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-    if stat.S_ISDIR(os.fstat(found).st_mode):
-        os.mkdir(target)
-    else:
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    bind(f"/proc/self/fd/{found}", target)
+    # As kubelet does: a directory made for a subPath has the mode of the volume's root.
+    return ensure_directory_beneath(root, subpath, stat.S_IMODE(os.fstat(root).st_mode))

@@ -42,10 +42,10 @@ def _helper_options(volume: NasVolume) -> list[str]:
 
     `retry=0`: it would try again for two minutes, as long as kubelet waits; kubelet tries again
     itself. `mountproto=tcp`: it would ask mountd over UDP first, which costs seconds where UDP is
-    filtered.
+    filtered. Its family is the server's: mount.nfs takes `tcp` for IPv4.
     """
     about = {options.key_of(option) for option in volume.options}
     helper = [] if "retry" in about else ["retry=0"]
     if volume.version == "3" and not about & {"proto", "mountproto"}:
-        helper.append("mountproto=tcp")
+        helper.append(f"mountproto={volume.tcp}")
     return helper

@@ -5,6 +5,7 @@ meanwhile.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -13,6 +14,9 @@ _SYS_OPENAT2 = 437  # the same number on every architecture; Linux 5.6
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
+
+# A `..` on the way is EAGAIN when anything at all was renamed meanwhile; a try takes microseconds.
+_TRIES = 1000
 
 
 class _OpenHow(ctypes.Structure):
@@ -27,22 +31,25 @@ def open_beneath(dirfd: int, relative: str, flags: int, *, follow: bool = True) 
     """Open `relative` beneath the directory `dirfd`; the descriptor is close-on-exec.
 
     Symbolic links are followed while they stay beneath; an absolute one, or `..` that leaves, is
-    EXDEV. Without `follow`, any is ELOOP. "" and "." are the directory itself. Raises OSError
-    naming `relative`.
+    EXDEV. Without `follow`, any is ELOOP. "" and "." are the directory itself. Renames elsewhere
+    that make the kernel unsure of a `..` are waited out. Raises OSError naming `relative`.
     """
     resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | (0 if follow else _RESOLVE_NO_SYMLINKS)
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
-    fd: int = _libc.syscall(
-        ctypes.c_long(_SYS_OPENAT2),
-        ctypes.c_int(dirfd),
-        ctypes.c_char_p(os.fsencode(relative or ".")),
-        ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
-    )
-    if fd < 0:
+    for _ in range(_TRIES):
+        fd: int = _libc.syscall(
+            ctypes.c_long(_SYS_OPENAT2),
+            ctypes.c_int(dirfd),
+            ctypes.c_char_p(os.fsencode(relative or ".")),
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
+        )
+        if fd >= 0:
+            return fd
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), relative)
-    return fd
+        if number != errno.EAGAIN:
+            break
+    raise OSError(number, os.strerror(number), relative)
 
 
 def ensure_directory_beneath(dirfd: int, relative: str, mode: int, *, follow: bool = True) -> int:

@@ -9,6 +9,7 @@ also what is not known here, so that no option is lost on the way in silence.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kangaroo.errors import InvalidRequest, Unsupported
@@ -17,12 +18,12 @@ from kangaroo.linux.mountinfo import MountEntry
 NFS_FSTYPES = frozenset({"nfs", "nfs4"})
 
 # Mount flags that the agent sets by mount(2)'s flags. `sync` is understood among the data, too.
-_FLAGS = ("ro", "nosuid", "nodev", "noexec", "noatime")
+_FLAGS = ("ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime")
 # namlen is asked from the server again; fsc needs a daemon of the node; seclabel and contexts are
-# the node's LSM.
+# the node's LSM; relatime is the kernel's default.
 _DROPPED = frozenset(
     {"rw", "namlen", "fsc", "seclabel", "context", "fscontext", "defcontext", "rootcontext"}
-    | {"relatime", "nodiratime", "clientaddr", "mountaddr", "mountport", "mountproto", "mountvers"}
+    | {"relatime", "clientaddr", "mountaddr", "mountport", "mountproto", "mountvers"}
     | {"addr", "vers", "nfsvers", "minorversion"}
 ) | frozenset(_FLAGS)
 
@@ -39,6 +40,7 @@ class GuestMount:
     server: str  # without brackets
     path: str
     version: str  # "3", "4.0", "4.1", "4.2"
+    guest_address: str  # that the server will see
 
 
 def is_nas(entry: MountEntry) -> bool:
@@ -46,13 +48,13 @@ def is_nas(entry: MountEntry) -> bool:
     return entry.fstype in NFS_FSTYPES
 
 
-def from_mount(entry: MountEntry, *, guest_address: str) -> GuestMount:
+def from_mount(entry: MountEntry, *, guest_addresses: Sequence[str]) -> GuestMount:
     """The guest's mount for a node's NFS mount (a bind of a sub-directory names it in `source`
     already).
 
-    `guest_address` is the pod's address, where an NFSv4.0 server calls back. Raises InvalidRequest
-    when the entry is not an NFS mount, Unsupported when its security needs a daemon or a device
-    that the guest has not.
+    `guest_addresses` are the pod's; at the one of the server's family an NFSv4.0 server calls back.
+    Raises InvalidRequest when the entry is not an NFS mount, Unsupported when its security or its
+    locks need a daemon or a device that the guest has not.
     """
     if not is_nas(entry):
         raise InvalidRequest("mount", f"{entry.mount_point} is {entry.fstype}, not NFS")
@@ -60,12 +62,15 @@ def from_mount(entry: MountEntry, *, guest_address: str) -> GuestMount:
     _refuse_unsupported(entry, shown)
     server, path = split_source(entry.source)
     version = _version(entry, shown)
+    address = _address(entry, shown)
+    guest_address = _same_family(address, guest_addresses)
+    _refuse_lock_daemons(entry, version, shown)
     flags = tuple(flag for flag in _FLAGS if flag in entry.options or flag in shown)
     options = ",".join(
         [f"vers={version}"]
         + [_join(key, value) for key, value in shown.items() if _kept(key, value, shown)]
         + _negotiation(version, shown, guest_address)
-        + [f"addr={_address(entry, shown)}"]
+        + [f"addr={address}"]
     )
     digest = hashlib.sha256(
         "\0".join((entry.source, entry.fstype, ",".join(flags), options)).encode(
@@ -81,6 +86,7 @@ def from_mount(entry: MountEntry, *, guest_address: str) -> GuestMount:
         server=server,
         path=path,
         version=version,
+        guest_address=guest_address,
     )
 
 
@@ -128,6 +134,25 @@ def _refuse_unsupported(entry: MountEntry, shown: dict[str, str | None]) -> None
             f"{entry.source}: proto={shown['proto']} in the guest",
             hint="the guest has no RDMA device; mount with proto=tcp or without passthrough",
         )
+
+
+def _refuse_lock_daemons(entry: MountEntry, version: str, shown: Mapping[str, str | None]) -> None:
+    """Version 3 has its locks in a protocol beside (NLM). Its server remembers a client's locks
+    until the client, started again, tells it so (rpc.statd, sm-notify), which a guest never is: the
+    locks of a guest that was killed would stay for good, and fall to the next pod with its address.
+    """
+    if version == "3" and "nolock" not in shown and shown.get("local_lock") != "all":
+        raise Unsupported(
+            f"{entry.source}: locks of NFS version 3 in the guest",
+            hint="mount with nolock, which keeps locks within the guest, or with version 4, whose"
+            " locks hold across guests and nodes",
+        )
+
+
+def _same_family(server: str, addresses: Sequence[str]) -> str:
+    """The first of the guest's addresses that the server at `server` can see."""
+    same = (one for one in addresses if (":" in one) == (":" in server))
+    return next(same, "::" if ":" in server else "0.0.0.0")
 
 
 def _version(entry: MountEntry, shown: dict[str, str | None]) -> str:

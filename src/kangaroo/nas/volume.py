@@ -16,8 +16,7 @@ from kangaroo.nas import options as nfs_options
 
 VERSIONS = ("3", "4", "4.0", "4.1", "4.2")
 DEFAULT_VERSION = "3"
-DEFAULT_OPTIONS = (
-    "proto=tcp",
+DEFAULT_OPTIONS = (  # after nolock (version 3) and proto
     "rsize=1048576",
     "wsize=1048576",
     "hard",
@@ -25,7 +24,6 @@ DEFAULT_OPTIONS = (
     "retrans=2",
     "noresvport",
 )
-DEFAULT_OPTIONS_V3 = ("nolock", *DEFAULT_OPTIONS)
 
 ATTRIBUTES = ("server", "path", "vers", "options", "mode", "modeType")
 # Kubelet and the provisioner add keys of their own.
@@ -54,6 +52,13 @@ class NasVolume:
         return f"{self.server}:{self.path}"
 
     @property
+    def tcp(self) -> str:
+        """The netid of TCP to the server (nfs(5), `proto`). A name is taken for one with an IPv4
+        address.
+        """
+        return _tcp(self.server)
+
+    @property
     def option_string(self) -> str:
         """The comma list for `mount -o`."""
         access = ("ro",) if self.read_only else ()
@@ -76,6 +81,7 @@ def parse(
             raise InvalidRequest(
                 f"volumeAttributes.{key}", "unknown", hint=f"known are {', '.join(ATTRIBUTES)}"
             )
+    server = _server(attributes.get("server", ""))
     path = _path(attributes.get("path", ""))
     own = _attribute_options(attributes)
     override = tuple(
@@ -92,9 +98,10 @@ def parse(
         if nfs_options.key_of(option) not in ("vers", "minorversion", "ro")
     )
     if not plain and attributes.get("options", "").strip() != "none":
-        plain = DEFAULT_OPTIONS_V3 if version == "3" else DEFAULT_OPTIONS
+        lock = ("nolock",) if version == "3" else ()
+        plain = (*lock, f"proto={_tcp(server)}", *DEFAULT_OPTIONS)
     return NasVolume(
-        server=_server(attributes.get("server", "")),
+        server=server,
         path=path,
         version=version,
         options=plain,
@@ -102,6 +109,10 @@ def parse(
         mode=_mode(attributes.get("mode", ""), path),
         mode_recursive=_mode_recursive(attributes.get("modeType", "")),
     )
+
+
+def _tcp(server: str) -> str:
+    return "tcp6" if server.startswith("[") else "tcp"
 
 
 def _server(server: str) -> str:
@@ -139,13 +150,15 @@ def _path(path: str) -> str:
     if not path:
         return "/"
     for character in path:
-        if character in ", :" or not character.isprintable():
+        if character in ",:" or not character.isprintable():
             raise InvalidRequest(field, f"{path!r} contains {character!r}")
     if not path.startswith("/"):
         raise InvalidRequest(field, f"{path!r} is not absolute")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise InvalidRequest(field, f"{path!r} contains '..'")
+    if any(part != part.strip() for part in parts):
+        raise InvalidRequest(field, f"{path!r}: a name begins or ends with a blank")
     try:
         length = len(path.encode())
     except UnicodeEncodeError as error:

@@ -82,12 +82,13 @@ class GuestNetwork:
     neighbours: tuple[GuestNeighbour, ...] = ()
 
     @property
-    def primary_address(self) -> str | None:
-        """The first address without its prefix length: how servers see the guest."""
-        for interface in self.interfaces:
-            for address in interface.addresses:
-                return address.partition("/")[0]
-        return None
+    def addresses(self) -> tuple[str, ...]:
+        """Without their prefix lengths: how servers see the guest."""
+        return tuple(
+            address.partition("/")[0]
+            for interface in self.interfaces
+            for address in interface.addresses
+        )
 
 
 @dataclass(frozen=True)

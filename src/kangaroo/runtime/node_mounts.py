@@ -54,6 +54,20 @@ class NodeMounts:
             _LOG.warning("unmount failed, detaching path=%s error=%s", path, error)
         await run((*plain, "--lazy", path), timeout_s=self._unmount_timeout_s)
 
+    def remove_mount_point(self, path: str) -> None:
+        """Remove the empty directory or file that kubelet mounted a subPath on.
+
+        It was made for what lay on the NAS. When kubelet prepares the subPath again, on the
+        placeholder, it may be a directory where there was a file, and does not fit on it.
+        """
+        try:
+            try:
+                Path(path).rmdir()  # no stat: what may still be mounted there may be dead
+            except NotADirectoryError:
+                Path(path).unlink()
+        except OSError as error:
+            _LOG.warning("mount point stays path=%s error=%s", path, error)
+
     def put_placeholder(self, path: str, record: VolumeState) -> PlaceholderState:
         """Mount a placeholder for `record` on `path`; one that stands is left. Raises OSError."""
         return placeholder.put_placeholder(path, record)

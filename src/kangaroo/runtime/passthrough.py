@@ -50,10 +50,12 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class PodVolumes:
-    """Whose volumes these are: kubelet's directory of the pod, and the address servers will see."""
+    """Whose volumes these are: kubelet's directory of the pod, and the addresses that servers will
+    see.
+    """
 
     pod_directory: Path
-    guest_address: str
+    guest_addresses: tuple[str, ...]
 
 
 class Passthrough:
@@ -119,7 +121,13 @@ class Passthrough:
             return None
         read_ahead_kib = self._node.read_ahead_kib(volume.device)
         try:
-            guest_mount = from_mount(volume, guest_address=self._pod.guest_address)
+            if not mounts.is_volume(volume):
+                raise Unsupported(
+                    f"{volume.mount_point}: the subPath is {volume.source}, which is not beneath"
+                    " the volume's directory: moved, or another file system of the server",
+                    hint="mount that directory as a volume of its own",
+                )
+            guest_mount = from_mount(volume, guest_addresses=self._pod.guest_addresses)
             await self._mount_in_guest(guest_mount, read_ahead_kib)
         except (MountFailed, Unsupported) as error:
             if not self._policy.fallback_virtiofs:
@@ -155,7 +163,7 @@ class Passthrough:
 
     def _explain(self, guest_mount: GuestMount, error: MountFailed) -> MountFailed:
         name = errno.errorcode.get(error.errno, "") if error.errno is not None else ""
-        reason = f"the guest at {self._pod.guest_address} cannot mount it: {error.reason}"
+        reason = f"the guest at {guest_mount.guest_address} cannot mount it: {error.reason}"
         if name and name not in reason:
             reason += f" [{name}]"
         hint = error.hint or _HINTS.get(error.errno or 0)
@@ -170,9 +178,12 @@ class Passthrough:
         path = volume.mount_point
         unfinished = PlaceholderState(path=path, device="", volume_id=record.volume_id)
         self._save(self._state().with_volume(record).with_placeholder(unfinished))
-        for mount_point in mounts.mount_points(volume):
+        mount_points = mounts.mount_points(volume)
+        for mount_point in mount_points:
             await self._node.unmount(mount_point)
         self._save(self._state().with_placeholder(self._node.put_placeholder(path, record)))
+        for mount_point in {*mount_points} - {path}:
+            self._node.remove_mount_point(mount_point)
         _LOG.info("NAS volume taken from the node volume=%s path=%s", record.volume_id, path)
 
     async def _from_placeholder(self, placeholder: MountEntry) -> str:
@@ -182,7 +193,8 @@ class Passthrough:
                 return known.volume_id
         # Another sandbox of this pod took the volume. Its guest is gone; ours mounts it anew.
         recorded = self._node.read_record(path)
-        guest_mount = from_mount(mount_entry(recorded), guest_address=self._pod.guest_address)
+        entry = mount_entry(recorded)
+        guest_mount = from_mount(entry, guest_addresses=self._pod.guest_addresses)
         await self._mount_in_guest(guest_mount, recorded.read_ahead_kib)
         record = dataclasses.replace(recorded, volume_id=guest_mount.volume_id)
         standing = PlaceholderState(path, placeholder.device, record.volume_id)

@@ -336,7 +336,7 @@ def _passthrough(
     pod_directory = config.kubelet_root.resolve() / "pods" / (host.placement.pod_uid or "none")
     return Passthrough(
         policy=policy,
-        pod=PodVolumes(pod_directory, network.primary_address or "0.0.0.0"),
+        pod=PodVolumes(pod_directory, network.addresses),
         agent=agent,
         state=lambda: host.state,
         save=host.save,

@@ -68,6 +68,10 @@ class PodMounts:
             return self._on_placeholder(entry, inside)
         return NotNas()
 
+    def is_volume(self, entry: MountEntry) -> bool:
+        """Whether `entry` is a volume of the pod, and no mere subPath of one."""
+        return entry in self._volumes
+
     def mount_points(self, volume: MountEntry) -> tuple[str, ...]:
         """Every mount point of the volume's tree under the pod's directory, deepest and topmost
         first.
