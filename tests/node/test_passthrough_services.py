@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.node import nas_client, pods, traces, waiting
-from tests.node.csi_driver import UNIT
+from tests.node.csi_driver import SOAK, UNIT
 from tests.node.pods import PASSTHROUGH, container, pod
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
 NFS = ("nfs", "nfs4")
-# The driver first: the pods of the two rounds after it need the driver that came.
-SERVICES = (UNIT, "containerd", "kubelet")
-# Restart once for all: a second restart would wait for kubelet's back-off.
+# What is restarted at once. The pods of a round are started by what came of the one before.
+TOGETHER = [f"{UNIT} kubelet", "containerd"]
+ROUNDS = [UNIT, "kubelet", "containerd", *TOGETHER, "containerd kubelet"] if SOAK else TOGETHER
 EXIT_3 = "trap 'exit 3' TERM; while :; do sleep 3600 & wait $!; done"
 # Ends when it is told to by a file on the NAS, so that the pod is ending for as long as it takes.
 # What the last record says is not fsynced: the graceful end brings it to the NAS.
@@ -35,16 +35,15 @@ RECORD = (
 )
 GRACE_S = 300
 STATE_S = 240
-SETTLE_S = 90
 
-# Restarts the service in $1 once a sandbox of the pods behind it boots while another one's
-# container is being created; with a signal to the container in $2 just before. Prints who was in
-# which state.
+# Restarts the services in the first argument once a sandbox of the pods behind it boots while
+# another one's container is being created; with a signal to the container in the second just
+# before. Prints who was in which state.
 RESTART_AMID = """
 import json, subprocess, sys, time
 from pathlib import Path
 
-service, container, deadline_s, *uids = sys.argv[1:]
+services, container, deadline_s, *uids = sys.argv[1:]
 deadline = time.monotonic() + float(deadline_s)
 states = {}
 while sorted(states.values()) != ["booting", "creating"]:
@@ -60,7 +59,7 @@ while sorted(states.values()) != ["booting", "creating"]:
             states[state["pod_uid"]] = "creating" if state["containers"] else "booting"
 kill = ["ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGTERM", container]
 subprocess.run(kill, check=True)
-subprocess.run(["systemctl", "restart", service], check=True)
+subprocess.run(["systemctl", "restart", *services.split()], check=True)
 print(json.dumps(states))
 """
 
@@ -85,9 +84,7 @@ def directory(lab: Lab) -> Path:
 
 @pytest.fixture(scope="module")
 def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
-    """A pod that runs through all rounds, with a container for each to restart; and one to end in
-    the first.
-    """
+    """A pod that runs through all rounds, and one that ends in the first."""
     data = {"/data": "nas"}
     # What one client writes the others look up at once.
     options = "noresvport,nolock,actimeo=1"
@@ -97,7 +94,7 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
             pod(
                 "steady",
                 container("writer", RECORD, mounts=data),
-                *(container(service, EXIT_3, mounts=data) for service in SERVICES),
+                container("two", EXIT_3, mounts=data),
                 annotations=PASSTHROUGH,
                 volumes=[pods.claim("nas")],
             ),
@@ -130,41 +127,44 @@ def container_id(space: pods.Space, name: str, container: str) -> str:
     return str(space.status(name, container)["containerID"]).removeprefix("containerd://")
 
 
-def restart_amid(space: pods.Space, service: str, *starting: str) -> None:
-    """Restart the service while the two pods start and a container of the steady one ends."""
+def restart_amid(space: pods.Space, services: str, *starting: str) -> None:
+    """Restart services while the two pods start and a container of the steady one ends."""
     uids = [space.uid(name) for name in starting]
-    ending = container_id(space, "steady", service)
-    argv = ["python3", "-c", RESTART_AMID, service, ending, str(STATE_S), *uids]
+    ending = container_id(space, "steady", "two")
+    argv = ["python3", "-c", RESTART_AMID, services, ending, str(STATE_S), *uids]
     said = space.node.exec(argv, timeout_s=STATE_S + 120).stdout
     assert set(json.loads(said)) == set(uids)
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("service", SERVICES)
-def test_restart_of_a_service(space: pods.Space, directory: Path, service: str) -> None:
+@pytest.mark.parametrize("number", range(len(ROUNDS)), ids=ROUNDS)
+def test_services_restart(space: pods.Space, directory: Path, number: int) -> None:
     node = space.node
     ending = [name for name in names(space) if name != "steady"]
     before = {name: (space.sandbox(space.uid(name)), space.uid(name)) for name in ending}
     steady = space.sandbox(space.uid("steady"))
     space.delete(*ending, wait=False)
-    starting = [f"{service}-{number}" for number in range(2)]
+    starting = [f"round-{number}-{which}" for which in "ab"]
     space.apply(*map(short_lived, starting))
 
-    restart_amid(space, service, *starting)
-    logged = last_written(directory)
+    restart_amid(space, ROUNDS[number], *starting)
+    written = last_written(directory)
 
     waiting.ready(space, *starting)
-    waiting.restarted(space, "steady", service)
     for name in ("steady", *starting):
         assert space.say(name, "mount | grep /data | grep -c nfs") == "1"
     assert nfs_of_node(space, "steady", *starting) == []
     # The one that ran went on: the same sandbox, no record lost, its log goes on.
     assert space.sandbox(space.uid("steady")) == steady
     assert space.status("steady", "writer")["restartCount"] == 0
-    assert last_logged(space) > logged
-    assert space.say("steady", "cat /data/records | wc -l", container="writer") != "0"
+    assert last_logged(space) > written
+    assert last_written(directory) > written
     metrics = ["ctr", "--namespace", "k8s.io", "tasks", "metrics"]
     assert "memory" in node.exec([*metrics, container_id(space, "steady", "writer")]).stdout
+    # Its other container restarted, having ended with a status that nobody was there to hear.
+    waiting.restarted(space, "steady", "two", count=number + 1)
+    last = space.status("steady", "two")["lastState"]
+    assert last["terminated"]["exitCode"] == 3, last
 
     # Those that were ending still are, and end once they can.
     assert set(names(space)) == {"steady", *starting, *ending}
@@ -172,6 +172,8 @@ def test_restart_of_a_service(space: pods.Space, directory: Path, service: str) 
     gone = [f"pod/{name}" for name in ending]
     space.kubectl("wait", "--for=delete", "--timeout=120s", *gone, timeout_s=150)
     tell(space, "rm go")
+    ended = (directory / "ended").read_text().split()
+    assert set(ending) <= set(ended)
     for sandbox, uid in before.values():
         assert traces.of(node, sandbox, uid) == ""
     alive = {space.sandbox(space.uid(name)) for name in ("steady", *starting)}
