@@ -137,7 +137,7 @@ def restart_amid(space: pods.Space, services: str, *starting: str) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", range(len(ROUNDS)), ids=ROUNDS)
+@pytest.mark.parametrize("number", range(len(ROUNDS)), ids=lambda n: ROUNDS[n].replace(" ", "+"))
 def test_services_restart(space: pods.Space, directory: Path, number: int) -> None:
     node = space.node
     ending = [name for name in names(space) if name != "steady"]
