@@ -176,6 +176,7 @@ class Lab:
             machine = self.store.daemon(name)
             if machine is None:
                 raise NotFound(f"{name} has no machine", hint="kangaroo lab status")
+            node.keys.close(node.address)  # or the next command waits on a connection that is dead
             stop(machine, timeout_s=0)
             try:
                 yield

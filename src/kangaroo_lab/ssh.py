@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kangaroo.errors import CommandFailed
 from kangaroo.linux.process import run_sync
 from kangaroo_lab import network as net
 
@@ -70,7 +72,9 @@ class Keys:
         path = self.directory / f"ssh-{address}"
         if path.exists():
             command = ["ssh", "-F", "none", "-o", f"ControlPath={path}", "-O", "exit", address]
-            run_sync(command, timeout_s=_TIMEOUT_S)
+            # One that ended a moment ago is as good.
+            with contextlib.suppress(CommandFailed):
+                run_sync(command, timeout_s=_TIMEOUT_S)
 
 
 def quoted(argv: Sequence[str]) -> str:

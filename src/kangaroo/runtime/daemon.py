@@ -30,7 +30,7 @@ from kangaroo.runtime.options import ShimOptions
 from kangaroo.runtime.pod import Pod
 from kangaroo.runtime.sandbox import Sandbox
 from kangaroo.runtime.start import LISTENER_FD, own_command
-from kangaroo.runtime.sweep import sweep
+from kangaroo.runtime.sweep import keep_clean
 from kangaroo.runtime.task_service import TaskService
 from kangaroo.runtime.volume_service import VolumeService
 from kangaroo.wire.aio import Server
@@ -84,7 +84,7 @@ async def _serve(
     server = Server({**service.handlers(), **VolumeService(pod).handlers()})
     serving = background.spawn(_when_connected(server, listener, ending), name="serve")
     background.spawn(publisher.run(), name="events")
-    background.spawn(sweep(directory.parent, _delete_command(options)), name="sweep")
+    background.spawn(keep_clean(directory.parent, _delete_command(options)), name="sweep")
     _LOG.info("serving sandbox=%s namespace=%s", options.sandbox_id, options.namespace)
 
     await ending.wait()

@@ -3,7 +3,8 @@
 containerd runs `delete` for a shim that it was connected to. A shim that died before that, or a
 `start` that failed or was killed half-way, leaves a directory that nothing names but itself; so
 does a `delete` that a busy node did not get done in containerd's five seconds. Every new shim looks
-for such directories once and runs `delete` for them.
+for such directories, at once and again a minute later, when what its pod's last sandbox left is old
+enough, and runs `delete` for them.
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ def abandoned(root: Path) -> list[str]:
         else:
             os.close(daemon)
     return found
+
+
+async def keep_clean(root: Path, command: Callable[[str, Path], Sequence[str]]) -> None:
+    """Sweep now, and again when what was left before now is old enough."""
+    await sweep(root, command)
+    await asyncio.sleep(MIN_AGE_S)
+    await sweep(root, command)
 
 
 async def sweep(root: Path, command: Callable[[str, Path], Sequence[str]]) -> None:
