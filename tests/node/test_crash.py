@@ -53,6 +53,24 @@ done
 """
 
 
+# A shim that is killed before containerd has connected, long ago. Prints its sandbox's id.
+DEAD_SHIM = f"""
+set -e
+id=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
+bundle=$(mktemp -d)
+cd "$bundle"
+echo '{{}}' > config.json
+containerd-shim-kangaroo-v2 -namespace k8s.io -address /run/containerd/containerd.sock \\
+    -id "$id" start > address < /dev/null
+directory={traces.SANDBOXES}/$id
+kill -KILL "$(cat "$directory/shim.pid")"
+touch --date='1 hour ago' "$directory"
+cd /
+rm -r "$bundle"
+echo "$id"
+"""
+
+
 def record(number: int) -> bytes:
     return b"%0*d\n" % (RECORD_BYTES - 1, number)
 
@@ -207,8 +225,12 @@ def test_random_kills(space: pods.Space, directory: Path, chance: random.Random)
 
 
 def test_deletion_leaves_nothing(space: pods.Space, directory: Path) -> None:
-    """Neither on the node nor, of what was written without fsync, in the guest."""
+    """Neither on the node nor, of what was written without fsync, in the guest. Meanwhile the pod's
+    shim takes away what one left that died before it served.
+    """
     node = space.node
+    dead = node.exec(["sh", "-c", DEAD_SHIM]).stdout.strip()
+    assert dead in traces.of(node, dead, dead)
     before = traces.network_namespaces(node)
     one = container("one", mounts={"/data": "nas"})
     volumes = [pods.claim("nas")]
@@ -220,6 +242,7 @@ def test_deletion_leaves_nothing(space: pods.Space, directory: Path) -> None:
     for mark in ("process", "mount", "/sys/fs/cgroup", "/run/kangaroo"):
         assert mark in shown
     assert traces.network_namespaces(node) - before
+    assert traces.of_sandbox(node, dead, within_s=CLEAN_S) == ""
     write = "dd if=/dev/urandom of=/data/unsynced bs=64k count=256 2>/dev/null"
     expected = space.say("whole", f"{write}; sha256sum < /data/unsynced").split()[0]
     space.delete("whole")

@@ -15,15 +15,17 @@ PROGRAMS = {
 }
 
 # Every place where a sandbox leaves a mark on the node, by the sandbox's id or its pod's uid. The
-# shell that looks names both too, so it leaves itself out.
-_SEARCH = r"""
+# shells that look name both too, so they leave themselves out, by their own name.
+_NAME = "kangaroo-traces"
+_SEARCH = rf"""
 sandbox=$1 uid=$2
 cgroup_uid=$(echo "$uid" | tr - _)
 for process in /proc/[0-9]*; do
-    [ "$process" = "/proc/$$" ] && continue
-    if tr '\0' ' ' 2>/dev/null < "$process/cmdline" | grep -q "$sandbox"; then
-        echo "process ${process#/proc/}: $(tr '\0' ' ' < "$process/cmdline")"
-    fi
+    words=$(tr '\0' ' ' 2>/dev/null < "$process/cmdline")
+    case "$words" in
+        *{_NAME}*) ;;
+        *"$sandbox"*) echo "process ${{process#/proc/}}: $words" ;;
+    esac
 done
 grep -e "$sandbox" -e "$uid" /proc/self/mountinfo | sed 's/^/mount /'
 find /sys/fs/cgroup -type d \( -name "*$sandbox*" -o -name "*$uid*" -o -name "*$cgroup_uid*" \)
@@ -47,14 +49,14 @@ echo "$found"
 
 def of(node: Node, sandbox: str, uid: str) -> str:
     """What there is of a sandbox and its pod, a line each."""
-    return node.exec(["sh", "-c", _SEARCH, "traces", sandbox, uid]).stdout
+    return node.exec(["sh", "-c", _SEARCH, _NAME, sandbox, uid]).stdout
 
 
 def of_sandbox(node: Node, sandbox: str, *, within_s: float) -> str:
     """What is still there of a sandbox alone, whose pod may live on in another, `within_s` later;
     returns as soon as there is nothing.
     """
-    argv = ["sh", "-c", _UNTIL_NONE, "traces", sandbox, sandbox, f"{within_s:.0f}"]
+    argv = ["sh", "-c", _UNTIL_NONE, _NAME, sandbox, sandbox, f"{within_s:.0f}"]
     return node.exec(argv, timeout_s=within_s + 60).stdout.strip()
 
 
