@@ -224,6 +224,21 @@ def test_random_kills(space: pods.Space, directory: Path, chance: random.Random)
     print(f"parts killed: {killed}")
 
 
+def test_a_pod_that_must_not_restart_fails(space: pods.Space) -> None:
+    one = container("one", mounts={"/data": "nas"})
+    volumes = [pods.claim("nas")]
+    once = pod("once", one, annotations=PASSTHROUGH, volumes=volumes, restartPolicy="Never")
+    space.apply(once)
+    waiting.ready(space, "once")
+    uid = space.uid("once")
+    sandbox = space.sandbox(uid)
+    space.node.exec(["kill", "-KILL", *traces.processes(space.node, sandbox, "qemu")])
+    waiting.phase(space, "once", "Failed")
+    assert space.status("once", "one")["state"]["terminated"]["exitCode"] == 255
+    space.delete("once")
+    assert traces.of(space.node, sandbox, uid) == ""
+
+
 def test_deletion_leaves_nothing(space: pods.Space, directory: Path) -> None:
     """Neither on the node nor, of what was written without fsync, in the guest. Meanwhile the pod's
     shim takes away what one left that died before it served.
