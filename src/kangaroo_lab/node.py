@@ -70,6 +70,11 @@ class Node:
         return self.logs / f"{self.name}-console.log"
 
     @property
+    def disk(self) -> Path:
+        """What the node has changed of the stock root; it outlives the machine."""
+        return self.directory / "disk.qcow2"
+
+    @property
     def payload(self) -> Path:
         return self.directory / "payload.img"
 
@@ -108,12 +113,14 @@ class Node:
     def boot(
         self, *, host_tools: Path, root: Path, memory_mib: int, accel: str
     ) -> Iterable[Daemon | str]:
-        """Start the machine and wait until its services run. Yields the machine's process once,
-        then what the node says. Raises DeadlineExceeded, Unavailable.
+        """Start the machine and wait until its services run. A disk that is there is that of a node
+        that was up before. Yields the machine's process once, then what the node says. Raises
+        DeadlineExceeded, Unavailable.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        overlay = self._overlay(host_tools, root)
-        argv = self._argv(root, overlay, memory_mib=memory_mib, accel=accel)
+        if not self.disk.exists():
+            self._make_disk(host_tools, root)
+        argv = self._argv(root, memory_mib=memory_mib, accel=accel)
         binds = {self.directory: str(self.directory), self.logs: str(self.logs)}
         command = enclosed(host_tools, argv, binds=binds, read_only={root: str(root)})
         with readiness.line_socket(self.directory / "ready.sock") as listener:
@@ -125,22 +132,19 @@ class Node:
                 if line == "ready":
                     return
 
-    def _overlay(self, host_tools: Path, root: Path) -> Path:
-        overlay = self.directory / "disk.qcow2"
-        overlay.unlink(missing_ok=True)
+    def _make_disk(self, host_tools: Path, root: Path) -> None:
         backing = root / "disk.raw"
         create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(backing)]
         binds = {self.directory: str(self.directory)}
         command = enclosed(
-            host_tools, [*create, str(overlay)], binds=binds, read_only={root: str(root)}
+            host_tools, [*create, str(self.disk)], binds=binds, read_only={root: str(root)}
         )
         run_sync(command, timeout_s=_TIMEOUT_S)
-        return overlay
 
-    def _argv(self, root: Path, overlay: Path, *, memory_mib: int, accel: str) -> list[str]:
+    def _argv(self, root: Path, *, memory_mib: int, accel: str) -> list[str]:
         unit = base64.b64encode(_INSTALLER.encode()).decode()
         credential = f"io.systemd.credential.binary:systemd.extra-unit.{UNIT}.service={unit}"
-        disk = f"file={overlay},if=virtio,format=qcow2,cache=unsafe,discard=unmap"
+        disk = f"file={self.disk},if=virtio,format=qcow2,cache=unsafe,discard=unmap"
         payload = f"file={self.payload},if=virtio,format=raw,readonly=on,cache=unsafe"
         tap = f"tap,id=net,ifname={self.network.tap(self.index)},script=no,downscript=no"
         kernel = "console=ttyS0 root=/dev/vda rw net.ifnames=0 mitigations=off"

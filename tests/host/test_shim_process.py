@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,3 +196,28 @@ def test_what_containerd_waits_for_imports_little(command: str) -> None:
         check=False,
     )
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_new_shim_cleans_up_after_one_that_died_before_containerd_connected(shim: Shim) -> None:
+    """containerd runs no `delete` for it. That of a pod that lives is left alone."""
+    dead, lives = shim.bundle("dead", "dead"), shim.bundle("lives", "lives")
+    shim.start(dead)
+    address = shim.start(lives)
+    _kill_and_wait(shim.daemon("dead"))
+    for name in ("dead", "lives"):
+        os.utime(shim.state / name, (0, 0))
+    directory = os.open(shim.state / "dead", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        shim.start(shim.bundle("new", "new"))
+        _await_removal(directory)
+    finally:
+        os.close(directory)
+    assert not (shim.state / "dead").exists()
+    assert _connect(address, "lives").shim_pid == shim.daemon("lives")
+
+
+def _await_removal(directory: int) -> None:
+    """Until an open directory has been removed: its parent then tells (inotify would race)."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while os.fstat(directory).st_nlink and time.monotonic() < deadline:
+        time.sleep(0.05)

@@ -32,6 +32,7 @@ _LONG = (
     "test_csi_faults",
     "test_csi_sanity",
     "test_crash",
+    "test_passthrough_services",
     "test_passthrough",
     "test_runtime",
     "test_bad_input",

@@ -135,7 +135,8 @@ class Space:
             # A pod that meets an unbound claim waits for the scheduler's back-off.
             bound = ["wait", "--for=jsonpath={.status.phase}=Bound", "--timeout=60s"]
             self.kubectl(*bound, "persistentvolumeclaim", "--all")
-        self._apply([each for each in documents if each["kind"] not in _VOLUME_KINDS])
+        if others := [each for each in documents if each["kind"] not in _VOLUME_KINDS]:
+            self._apply(others)
 
     def _apply(self, documents: Sequence[Document]) -> None:
         whole = {"apiVersion": "v1", "kind": "List", "items": list(documents)}

@@ -32,10 +32,12 @@ def phase(space: pods.Space, name: str, value: str, *, timeout_s: float = START_
     condition(space, f"jsonpath={{.status.phase}}={value}", name, timeout_s=timeout_s)
 
 
-def restarted(space: pods.Space, name: str, container: str, *, timeout_s: float = START_S) -> None:
-    """Wait until `container` runs again after its first end."""
+def restarted(
+    space: pods.Space, name: str, container: str, *, count: int = 1, timeout_s: float = START_S
+) -> None:
+    """Wait until `container` runs again after its end number `count`."""
     mine = f'.status.containerStatuses[?(@.name=="{container}")]'
-    condition(space, f"jsonpath={{{mine}.restartCount}}=1", name, timeout_s=timeout_s)
+    condition(space, f"jsonpath={{{mine}.restartCount}}={count}", name, timeout_s=timeout_s)
     condition(space, f"jsonpath={{{mine}.ready}}=true", name, timeout_s=timeout_s)
 
 

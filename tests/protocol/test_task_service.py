@@ -546,3 +546,85 @@ def test_a_boot_that_fails_says_why_and_may_be_repeated(tmp_path: Path) -> None:
         assert pod.idle
 
     asyncio.run(main())
+
+
+def test_what_is_deleted_while_it_is_created_is_taken_away(tmp_path: Path) -> None:
+    """A containerd that was restarted meanwhile finds no process of it, and deletes it."""
+
+    async def scenario(c: Containerd) -> None:
+        await c.run(POD, "sandbox")
+        issued, go_on = asyncio.Event(), asyncio.Event()
+        sandbox = c.shim.sandbox
+        create_container = sandbox.create_container
+
+        async def slow(**request: Any) -> int:
+            issued.set()
+            await go_on.wait()
+            return await create_container(**request)
+
+        sandbox.create_container = slow  # type: ignore[method-assign]
+        creating = asyncio.create_task(c.create("app"))
+        await issued.wait()
+        pids = c.call("Pids", task.PidsRequest(id="app"), task.PidsResponse)
+        assert await code_of(pids) == Code.NOT_FOUND
+        assert await code_of(c.delete("app")) == Code.NOT_FOUND
+        go_on.set()
+        assert await code_of(creating) == Code.FAILED_PRECONDITION
+        assert sandbox.guest.processes == {}
+        assert sandbox.removed == ["app"]
+        assert "/tasks/create app" not in await c.shim.events()
+        await c.create("app")
+
+    play(tmp_path, scenario)
+
+
+def test_a_container_that_is_there_has_pids(tmp_path: Path) -> None:
+    """containerd takes one without for a leak when it starts."""
+
+    async def scenario(c: Containerd) -> None:
+        async def pids(container_id: str) -> list[int]:
+            request = task.PidsRequest(id=container_id)
+            answer = await c.call("Pids", request, task.PidsResponse)
+            return [process.pid for process in answer.processes]
+
+        await c.run(POD, "sandbox")
+        await c.run("app")
+        await c.call("Pause", task.PauseRequest(id="app"), Empty)
+        assert await pids("app") == await pids(POD) == [4242]
+        await c.call("Resume", task.ResumeRequest(id="app"), Empty)
+        assert await pids("app") == [1, 7]
+        c.shim.sandbox.guest.exit("app", code=3)
+        await c.wait("app")
+        assert await pids("app") == [4242]
+        assert (await c.delete("app")).exit_status == 3
+
+    play(tmp_path, scenario)
+
+
+def test_a_boot_is_given_up_when_the_shim_ends(tmp_path: Path) -> None:
+    async def main() -> None:
+        background = Background()
+        booting, released = asyncio.Event(), asyncio.Event()
+
+        async def boot(*, sandbox_id: str, bundle: Path, spec: Any) -> Any:
+            booting.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                released.set()
+
+        pod = Pod(boot, lambda event: None, background)
+        service = TaskService(pod, background, lambda: None)
+        (tmp_path / "config.json").write_text("{}")
+        request = task.CreateTaskRequest(id="solo", bundle=str(tmp_path)).SerializeToString()
+        creating = asyncio.ensure_future(service.handlers()[SERVICE]["Create"](request))
+        await booting.wait()
+        await pod.close()
+        assert released.is_set()
+        with pytest.raises(RpcError, match="ended while it booted"):
+            await creating
+        with pytest.raises(RpcError, match="the sandbox is ending"):
+            await service.handlers()[SERVICE]["Create"](request)
+        await background.aclose()
+
+    asyncio.run(main())

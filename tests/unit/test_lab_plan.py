@@ -47,7 +47,7 @@ def test_interface_names_are_short_enough() -> None:
 
 def test_the_node_is_one_processor_with_its_installer(tmp_path: Path) -> None:
     machine = a_node(tmp_path)
-    argv = machine._argv(Path("/root-dir"), Path("/o.qcow2"), memory_mib=1024, accel="tcg")
+    argv = machine._argv(Path("/root-dir"), memory_mib=1024, accel="tcg")
     assert argv[argv.index("-smp") + 1] == "1"
     assert "+svm" in argv[argv.index("-cpu") + 1]
     credential = argv[argv.index("-smbios") + 1].partition("extra-unit.")[2]
@@ -58,7 +58,7 @@ def test_the_node_is_one_processor_with_its_installer(tmp_path: Path) -> None:
 
 
 def test_the_kernel_command_line_fits(tmp_path: Path) -> None:
-    argv = a_node(tmp_path)._argv(Path("/r"), Path("/o"), memory_mib=1, accel="kvm")
+    argv = a_node(tmp_path)._argv(Path("/r"), memory_mib=1, accel="kvm")
     assert len(argv[argv.index("-append") + 1]) < 2048
 
 

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from kangaroo.wire.aio import RpcError
+
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -54,5 +56,9 @@ class Background:
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
+    if task.cancelled() or (error := task.exception()) is None:
+        return
+    if isinstance(error, RpcError):  # the answer to a call that nobody waits for any more
+        _LOG.warning("call failed method=%s error=%s", task.get_name(), error)
+    else:
         _LOG.error("background task failed task=%s", task.get_name(), exc_info=error)

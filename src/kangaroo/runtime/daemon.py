@@ -1,7 +1,8 @@
 """`daemon`: the shim itself, one per pod, from the first Create to Shutdown.
 
 It serves the Task API on the socket that `start` made and left as descriptor 3, and ends when
-containerd asks, or on SIGTERM; in either case the sandbox ends first, durably. With a configuration
+containerd asks, or on SIGTERM; in either case the sandbox ends first, durably. It ends, too, when
+nobody connects: then containerd gave up while `start` ran, and will not ask. With a configuration
 that is refused it serves all the same: the pod's Create fails with the reason, which is where its
 owner looks.
 """
@@ -15,6 +16,7 @@ import os
 import shutil
 import signal
 import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ from kangaroo.runtime.events import EventPublisher
 from kangaroo.runtime.options import ShimOptions
 from kangaroo.runtime.pod import Pod
 from kangaroo.runtime.sandbox import Sandbox
-from kangaroo.runtime.start import LISTENER_FD
+from kangaroo.runtime.start import LISTENER_FD, own_command
+from kangaroo.runtime.sweep import keep_clean
 from kangaroo.runtime.task_service import TaskService
 from kangaroo.runtime.volume_service import VolumeService
 from kangaroo.wire.aio import Server
@@ -35,6 +38,7 @@ from kangaroo.wire.aio import Server
 _LOG = logging.getLogger(__name__)
 _FLUSH_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 1.0
+_CONNECT_TIMEOUT_S = 60.0  # containerd connects as soon as `start` has answered
 
 
 def run(options: ShimOptions) -> int:
@@ -78,18 +82,51 @@ async def _serve(
     pod = Pod(boot, publisher.publish, background)
     service = TaskService(pod, background, ending.set)
     server = Server({**service.handlers(), **VolumeService(pod).handlers()})
-    serving = background.spawn(server.serve(listener), name="serve")
+    serving = background.spawn(_when_connected(server, listener, ending), name="serve")
     background.spawn(publisher.run(), name="events")
+    background.spawn(keep_clean(directory.parent, _delete_command(options)), name="sweep")
     _LOG.info("serving sandbox=%s namespace=%s", options.sandbox_id, options.namespace)
 
     await ending.wait()
-    await pod.ended()
+    await pod.close()
     await publisher.flush(_FLUSH_TIMEOUT_S)
     await server.wait_idle(_ANSWER_TIMEOUT_S)
     serving.cancel()
     await background.aclose()
     _remove(directory)
     _LOG.info("ended")
+
+
+async def _when_connected(server: Server, listener: socket.socket, ending: asyncio.Event) -> None:
+    """Serve from the first connection on; without one in time, end."""
+    loop = asyncio.get_running_loop()
+    connected = asyncio.Event()
+    loop.add_reader(listener, connected.set)
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            await connected.wait()
+    except TimeoutError:
+        _LOG.error("nobody connected timeout_s=%g", _CONNECT_TIMEOUT_S)
+        ending.set()
+        return
+    finally:
+        loop.remove_reader(listener)
+    await server.serve(listener)
+
+
+def _delete_command(options: ShimOptions) -> Callable[[str, Path], Sequence[str]]:
+    """argv of `delete` for a sandbox by its id and state directory, which stands for the bundle
+    that is gone.
+    """
+    command = own_command(options)
+    return lambda sandbox_id, directory: [
+        *command,
+        "-id",
+        sandbox_id,
+        "-bundle",
+        str(directory),
+        "delete",
+    ]
 
 
 def _remove(directory: Path) -> None:

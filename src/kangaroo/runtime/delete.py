@@ -1,10 +1,11 @@
 """`delete`: leave nothing of a container whose shim containerd has lost, and say so with a
 DeleteResponse.
 
-containerd runs this after a crash of the shim, after a `start` that failed, and also after every
-normal delete: closing a container's connection is all it takes. So a living shim is never disturbed
-for a container of its pod; one that is asked for as a whole is told to end, which it does durably;
-and only what no shim looks after is cleaned up here.
+containerd runs this after a crash of the shim and also after every normal delete: closing a
+container's connection is all it takes. So a living shim is never disturbed for a container of its
+pod; one that is asked for as a whole is told to end, which it does durably; and only what no shim
+looks after is cleaned up here. After a `start` that failed, and for a shim that died before
+containerd had connected, containerd runs nothing: a later shim does (`kangaroo.runtime.sweep`).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _sandbox_directory(bundle: str, options: ShimOptions) -> str:
 
 def _end(directory: str, deadline: float) -> None:
     """Ask a living shim to end, which it does durably; clean up what no shim looks after."""
-    daemon = _open_daemon(directory)
+    daemon = open_daemon(directory)
     if daemon is None:
         _clean_up(directory, deadline)
         return
@@ -84,9 +85,9 @@ def _end(directory: str, deadline: float) -> None:
         os.close(daemon)
 
 
-def _open_daemon(directory: str) -> int | None:
-    """A pidfd of the living shim. The pid file alone would not do: pids are used again, so the
-    command is compared.
+def open_daemon(directory: str) -> int | None:
+    """A pidfd of the living shim of a state directory, or None. The pid file alone would not do:
+    pids are used again, so the command is compared.
     """
     try:
         with open(f"{directory}/{paths.PID_NAME}") as file:

@@ -25,6 +25,7 @@ from kangaroo.errors import (
     InvalidRequest,
     KangarooError,
     NotFound,
+    Unavailable,
     Unsupported,
 )
 from kangaroo.runtime.agent_client import AgentClient
@@ -110,6 +111,9 @@ class Pod:
         self._sandbox: Sandbox | None = None
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
+        self._given_up: set[str] = set()  # of those: containerd asked to delete them meanwhile
+        self._booting: asyncio.Task[Sandbox] | None = None
+        self._closing = False
         self._ending: asyncio.Task[None] | None = None
         self.paused = False
 
@@ -129,8 +133,8 @@ class Pod:
         """Create a task: boot the sandbox for the pod's first one, otherwise a container in the
         guest.
 
-        Returns the task's pid on the node. A failure leaves nothing. Raises AlreadyExists for an id
-        in use.
+        Returns the task's pid on the node. A failure leaves nothing, and neither does a container
+        that containerd asked to delete meanwhile. Raises AlreadyExists for an id in use.
         """
         container_id = check_id(options.container_id)
         if container_id in self._containers or container_id in self._creating:
@@ -138,8 +142,12 @@ class Pod:
         self._creating.add(container_id)
         try:
             container = await self._create(options)
+            if container_id in self._given_up:
+                await self._undo(container)
+                raise FailedPrecondition(f"container {container_id} was deleted while it was made")
         finally:
             self._creating.discard(container_id)
+            self._given_up.discard(container_id)
         self._containers[container_id] = container
         self._publish(_create_event(options, container.init.pid))
         self._watch(container, container.init)
@@ -203,8 +211,12 @@ class Pod:
     async def delete(self, container_id: str, exec_id: str) -> Process:
         """Forget a process that has ended or never ran; with the init goes the container.
 
-        Returns the process with its exit. Raises NotFound, FailedPrecondition when it runs.
+        Returns the process with its exit. Raises NotFound, FailedPrecondition when it runs. One
+        that is being created is not there yet, and will not be: containerd asks so when it gave up
+        waiting, or when it was restarted and does not know what became of it.
         """
+        if container_id in self._creating:
+            self._given_up.add(container_id)
         container = self.container(container_id)
         process = container.process(exec_id)
         process.require(ProcessState.CREATED, ProcessState.STOPPED, verb="delete")
@@ -254,11 +266,17 @@ class Pod:
     async def pids(self, container_id: str) -> list[int]:
         """The pids of a container's processes, as the guest counts them; QEMU's for the sandbox's
         own.
+
+        Never none for a container that is there: a containerd that starts takes one without pids
+        for a leak, and deletes it. So QEMU stands for processes that the guest cannot tell, being
+        paused, or of which there are no more, before containerd has heard how they ended.
         """
         container = self.container(container_id)
-        if container.virtual:
-            return [container.init.pid]
-        return await self._agent().list_pids(container_id=container_id)
+        pids: list[int] = []
+        if not container.virtual and container.init.state is not ProcessState.STOPPED:
+            with suppress(KangarooError):
+                pids = await self._agent().list_pids(container_id=container_id)
+        return pids or [container.init.pid]
 
     async def stats(self, container_id: str) -> dict[str, Any]:
         """The container's figures from the guest; empty for the sandbox's own."""
@@ -291,6 +309,16 @@ class Pod:
         if self._ending is not None:
             await asyncio.shield(self._ending)
 
+    async def close(self) -> None:
+        """End for good: give up a boot that is under way, and then as `ended`. Nothing is created
+        any more.
+        """
+        self._closing = True
+        if self._booting is not None:
+            self._booting.cancel()
+            await asyncio.wait({self._booting})
+        await self.ended()
+
     async def _end(self, sandbox: Sandbox) -> None:
         if self.paused:
             with suppress(KangarooError, OSError):
@@ -303,7 +331,7 @@ class Pod:
         kind, _ = grouping(spec, options.container_id)
         process = Process(options.container_id, "", options.paths)
         container = Container(options.container_id, options.bundle, process, kind == POD)
-        if self._ending is not None:
+        if self._closing or self._ending is not None:
             raise FailedPrecondition(f"cannot create {process.name}: the sandbox is ending")
         if kind != MEMBER:
             await self._boot_sandbox(options, spec)
@@ -321,11 +349,24 @@ class Pod:
     async def _boot_sandbox(self, options: CreateOptions, spec: dict[str, Any]) -> None:
         if self._sandbox is not None:
             raise AlreadyExists(f"sandbox {options.container_id} is already running")
+        booting = self._booting = asyncio.create_task(self._booted(options, spec), name="boot")
+        try:
+            sandbox = await booting
+        except asyncio.CancelledError:
+            if booting.cancelled() and self._closing:
+                raise Unavailable("the sandbox was ended while it booted") from None
+            raise
+        finally:
+            self._booting = None
+        self._background.spawn(self._watch_machine(sandbox), name="watch-machine")
+        self._background.spawn(self._watch_events(sandbox.agent), name="watch-events")
+
+    async def _booted(self, options: CreateOptions, spec: dict[str, Any]) -> Sandbox:
+        """Known from the moment it is there, so that whoever ends the pod ends it, too."""
         self._sandbox = await self._boot(
             sandbox_id=options.container_id, bundle=options.bundle, spec=spec
         )
-        self._background.spawn(self._watch_machine(self._sandbox), name="watch-machine")
-        self._background.spawn(self._watch_events(self._sandbox.agent), name="watch-events")
+        return self._sandbox
 
     async def _create_in_guest(
         self, sandbox: Sandbox, options: CreateOptions, spec: dict[str, Any], process: Process
@@ -447,6 +488,22 @@ class Pod:
                 )
         async with asyncio.timeout(_EXITS_TIMEOUT_S):
             await container.init.wait()
+
+    async def _undo(self, container: Container) -> None:
+        """Take away a container that nobody heard of."""
+        if container.virtual:
+            await self.ended()
+            return
+        init = container.init
+        with suppress(KangarooError):
+            await self._agent().signal_process(
+                container_id=container.container_id, exec_id="", signal=signals.SIGKILL, all=True
+            )
+            await self._agent().wait_process(container_id=container.container_id, exec_id="")
+        await self._delete_in_guest(init)
+        if init.io is not None:
+            await init.io.abort()
+        await self._require_sandbox().remove_container(container.container_id)
 
     async def _release(self, container: Container) -> None:
         """Free what the container holds in the guest and on the node; the sandbox with its own

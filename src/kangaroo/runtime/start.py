@@ -60,30 +60,34 @@ def _answers(path: str) -> bool:
 
 
 def _launch(options: ShimOptions, directory: str, path: str) -> None:
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    _refuse_cleaner(directory, options.sandbox_id)
-    if os.path.lexists(path):
-        os.unlink(path)  # of a shim that is dead
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        os.chmod(path, 0o600)
-        listener.listen(_BACKLOG)
-        pid = _spawn(daemon_argv(options), listener.fileno(), f"{directory}/{paths.LOG_NAME}")
-    with open(f"{directory}/{paths.PID_NAME}", "w") as file:
-        file.write(f"{pid}\n")
+    lock = _hold(directory, options.sandbox_id)
+    try:
+        if os.path.lexists(path):
+            os.unlink(path)  # of a shim that is dead
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            os.chmod(path, 0o600)
+            listener.listen(_BACKLOG)
+            pid = _spawn(daemon_argv(options), listener.fileno(), f"{directory}/{paths.LOG_NAME}")
+        with open(f"{directory}/{paths.PID_NAME}", "w") as file:
+            file.write(f"{pid}\n")
+    finally:
+        os.close(lock)
 
 
-def _refuse_cleaner(directory: str, sandbox_id: str) -> None:
-    """Raises FailedPrecondition while a `delete` still cleans up after an earlier sandbox of this
-    id.
+def _hold(directory: str, sandbox_id: str) -> int:
+    """Make the state directory and keep cleaners away from it until the descriptor is closed.
+
+    Raises FailedPrecondition while one still cleans up after an earlier sandbox of this id.
     """
+    os.makedirs(directory, mode=0o700, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise FailedPrecondition(f"sandbox {sandbox_id} is still being cleaned up") from error
-    finally:
         os.close(descriptor)
+        raise FailedPrecondition(f"sandbox {sandbox_id} is still being cleaned up") from error
+    return descriptor
 
 
 def _spawn(argv: list[str], listener: int, log: str) -> int:
@@ -103,8 +107,13 @@ def _spawn(argv: list[str], listener: int, log: str) -> int:
 
 
 def daemon_argv(options: ShimOptions) -> list[str]:
-    """The command that runs the daemon: this interpreter, its flags and this script, with the
-    daemon's arguments.
+    """The command that runs the daemon."""
+    return [*own_command(options), "-id", options.sandbox_id, "daemon"]
+
+
+def own_command(options: ShimOptions) -> list[str]:
+    """This interpreter, its flags and this script, with the arguments that are the same for all of
+    its commands.
     """
     interpreter = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
     flags = [
@@ -116,7 +125,7 @@ def daemon_argv(options: ShimOptions) -> list[str]:
         options.config,
     ]
     flags += ["-debug"] if options.debug else []
-    return [sys.executable, *interpreter[1:], *flags, "-id", options.sandbox_id, "daemon"]
+    return [sys.executable, *interpreter[1:], *flags]
 
 
 def _write_address(address: str) -> None:

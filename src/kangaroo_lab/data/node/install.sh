@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a node out of the stock root: run once per boot by systemd, from the payload disk.
+# Makes a node out of the stock root: run at every boot by systemd, from the payload disk.
 set -eu
 payload=/run/payload
 # shellcheck source=/dev/null
@@ -11,15 +11,20 @@ ip link set lo up
 ip link set eth0 up
 ip route add default via "$GATEWAY"
 
-cp -a "$payload/files/." /
-mkdir -p /usr/local/bin /var/lib/kangaroo /opt/kangaroo
-for program in "$payload"/bin/*; do
-    ln -sf "$program" "/usr/local/bin/${program##*/}"
-done
-if [ -d "$payload/guest" ]; then
-    ln -sfn "$payload/guest" /var/lib/kangaroo/guest
+# The disk outlives a boot, and what was deployed to it since.
+installed=/var/lib/kangaroo/.installed
+if [ ! -e "$installed" ]; then
+    cp -a "$payload/files/." /
+    mkdir -p /usr/local/bin /var/lib/kangaroo /opt/kangaroo
+    for program in "$payload"/bin/*; do
+        ln -sf "$program" "/usr/local/bin/${program##*/}"
+    done
+    if [ -d "$payload/guest" ]; then
+        ln -sfn "$payload/guest" /var/lib/kangaroo/guest
+    fi
+    systemd-sysusers
+    touch "$installed"
 fi
-systemd-sysusers
 mount --make-rshared /
 systemctl daemon-reload
 # shellcheck disable=SC2086  # a list of units
