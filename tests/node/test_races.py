@@ -36,7 +36,7 @@ mkdir -p /run/kangaroo/sandboxes/{_NOBODY} {_SCOPE}
 mkdir -p /var/lib/kubelet/pods/{_NO_POD}/volumes/kubernetes.io~csi/nas/mount /run/containerd/s
 mount -t tmpfs kangaroo-nas /var/lib/kubelet/pods/{_NO_POD}/volumes/kubernetes.io~csi/nas/mount
 touch /run/containerd/s/planted
-systemd-run --unit kangaroo-planted --collect sleep infinity {_NOBODY}
+systemd-run --unit kangaroo-planted --collect sh -c "sleep infinity; true" {_NOBODY}
 """
 UPROOT = f"""
 ip tuntap del dev kangaroo0 mode tap
