@@ -80,10 +80,7 @@ class Race:
             case Delete():
                 self._delete(step, disturbed=self._is_killed_after(number, step.pod))
             case AwaitGone(pod):
-                self._space.kubectl(
-                    *("wait", "--for=delete", f"pod/{pod}", f"--timeout={GONE_S}s"),
-                    timeout_s=GONE_S + 30,
-                )
+                self._await_gone(pod)
             case Check():
                 yield from self._check()
 
@@ -126,6 +123,12 @@ class Race:
         nfs = [line for line in lines if line.split()[2] in invariants.NFS]
         if len(nfs) != 1 or len(lines) != 1:
             yield f"pod {pod} has on /data: {lines}"
+
+    def _await_gone(self, pod: str) -> None:
+        wait = ["wait", "--for=delete", f"pod/{pod}", f"--timeout={GONE_S}s"]
+        self._space.kubectl(*wait, timeout_s=GONE_S + 30, check=False)
+        left = self._space.kubectl("get", "pod", pod, "--ignore-not-found", "-o", "name").stdout
+        assert left == "", f"{pod} is not gone:\n{self._space.describe(pod)}"
 
     def _is_whole(self, racer: Racer) -> bool:
         alive = probe.on(self._space.node, "whole", uid=racer.uid)
