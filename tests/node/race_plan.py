@@ -110,7 +110,7 @@ class Size:
 
 
 VOLUMES = ("three", "four")
-_PLAIN_EVERY = 5
+_PLAIN_EVERY = 4
 _LONG = 10  # pods of a round that is looked at in its middle, too
 
 
