@@ -7,42 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.node import invariants
 
 from kangaroo_lab import evidence, manifests, rollout
 from kangaroo_lab.demo import EXAMPLE, EXAMPLE_APP
 from kangaroo_lab.lab import Lab
-from kangaroo_lab.node import Node
 
 pytestmark = pytest.mark.timeout(3600)
 
 MANIFEST = Path(__file__).parents[2] / "examples" / "nas.yaml"
 ROUNDS = 3
-# In brackets, so that a pattern does not find the shell that runs it.
-PROCESSES = "[c]ontainerd-shim-kangaroo|[q]emu-system|[v]irtiofsd"
-GONE_S = 120
-# What a sandbox may leave: each command lists those that exist, one a line.
-TRACES = {
-    "process": f"pgrep -af '{PROCESSES}' || true",
-    "mount": "grep -E 'kangaroo|nas-pv-csi| nfs4? ' /proc/1/mountinfo || true",
-    "tap": "ip -o link show type tun || true",
-    "network namespace": "ip netns list | cut -d' ' -f1",
-    "state": "ls -A /run/kangaroo/sandboxes 2>/dev/null || true",
-}
-
-
-def traces(node: Node) -> dict[str, set[str]]:
-    """What of a sandbox exists on the node, by kind."""
-    return {
-        kind: set(node.exec(["sh", "-c", command]).stdout.splitlines())
-        for kind, command in TRACES.items()
-    }
-
-
-def await_end_of_processes(node: Node) -> None:
-    """The shims end a moment after their pods are gone. pidwait(1) says 1 when there are none."""
-    node.exec(
-        ["timeout", str(GONE_S), "pidwait", "-f", PROCESSES], timeout_s=GONE_S + 30, check=False
-    )
 
 
 @pytest.fixture
@@ -75,7 +49,7 @@ def test_the_example_is_what_was_agreed_on() -> None:
 
 def test_rolls_out_scales_and_goes_three_times(lab: Lab, manifest: str) -> None:
     node = lab.nodes["node1"]
-    before = traces(node)
+    before = invariants.look(lab, node)
     written: dict[str, str] = {}
     for number in range(ROUNDS):
         lab.apply(manifest)
@@ -97,8 +71,5 @@ def test_rolls_out_scales_and_goes_three_times(lab: Lab, manifest: str) -> None:
         assert rollout.scale(lab, EXAMPLE, app=EXAMPLE_APP, replicas=0) == ()
         delete(lab, manifest)
 
-        await_end_of_processes(node)
-        now = traces(node)
-        left = {kind: now[kind] - known for kind, known in before.items()}
-        assert left == {kind: set() for kind in before}
+        assert invariants.await_none(lab, node, besides=before) == []
         assert {name: evidence.on_the_nas(lab, name) for name in written} == written

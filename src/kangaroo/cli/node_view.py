@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kangaroo.csi import guest_volumes, pod_volumes
 from kangaroo.csi.pod_volumes import InGuest, PodVolume
@@ -28,7 +27,6 @@ BOTH = "both"
 _TASK_SERVICE = "containerd.task.v2.Task"
 _CONTAINER_TYPE = "io.kubernetes.cri.container-type"
 _POD_KEYS = tuple(f"io.kubernetes.cri.sandbox-{key}" for key in ("uid", "namespace", "name"))
-_FIGURES = ("total_bytes", "free_bytes", "available_bytes", "total_inodes", "free_inodes")
 _ASKED_AT_ONCE = 64
 _TEXT_LIMIT = 500  # of what a guest says is wrong
 
@@ -136,7 +134,7 @@ async def _in_guest(
     try:
         async with limit, asyncio.timeout(timeout_s + 1):
             answer = await guest_volumes.answer(asked.socket, asked.volume.path, timeout_s)
-        figures = {name: _figure(answer, name) for name in _FIGURES}
+        figures = guest_volumes.figures(answer)
         counters = mountstats.parse_one(str(answer.get("mountstats")))
     except (RpcError, KangarooError, OSError, TimeoutError, ValueError) as error:
         problem = _why(error, timeout_s)
@@ -194,13 +192,6 @@ def _why(error: Exception, timeout_s: float) -> str:
     if isinstance(error, ConnectionRefusedError | FileNotFoundError):
         return "the shim is dead"
     return str(error)[:_TEXT_LIMIT]
-
-
-def _figure(answer: Mapping[str, Any], name: str) -> int:
-    value = answer.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"the guest's answer is malformed: {name}")
-    return value
 
 
 def _memory(state: SandboxState | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,15 @@ async def statistics(
         raise kind(f"the guest that has the volume of {target}: {error.message}") from error
     except (OSError, InvalidRequest) as error:
         raise Unavailable(f"the shim that has the volume of {target}: {error}") from error
-    total, free, available, inodes, free_inodes = (_figure(answer, name) for name in _FIGURES)
+    total, free, available, inodes, free_inodes = figures(answer).values()
     return total, free, available, inodes, free_inodes
+
+
+def figures(answer: Mapping[str, Any]) -> dict[str, int]:
+    """The figures in a guest's answer, by name and in the order of `statistics`. Raises Unavailable
+    when one is absent, or nothing that CSI's numbers hold.
+    """
+    return {name: _figure(answer, name) for name in _FIGURES}
 
 
 async def counters(socket: Path, target: str, timeout_s: float) -> str:
@@ -89,7 +97,7 @@ def _socket_of(sandboxes: Path, target: str) -> Path | None:
     return None
 
 
-def _figure(answer: dict[str, Any], name: str) -> int:
+def _figure(answer: Mapping[str, Any], name: str) -> int:
     value = answer.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
         raise Unavailable(f"the guest's answer is malformed: {name} is {str(value)[:100]!r}")

@@ -2,9 +2,9 @@
 
 It serves the Task API on the socket that `start` made and left as descriptor 3, and ends when
 containerd asks, or on SIGTERM; in either case the sandbox ends first, durably. It ends, too, when
-nobody connects: then containerd gave up while `start` ran, and will not ask. With a configuration
-that is refused it serves all the same: the pod's Create fails with the reason, which is where its
-owner looks.
+containerd has no connection to it while it answers others: then it gave up, in `start` or when it
+restarted, and will not ask. With a configuration that is refused it serves all the same: the pod's
+Create fails with the reason, which is where its owner looks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from kangaroo.wire.aio import Server
 _LOG = logging.getLogger(__name__)
 _FLUSH_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 1.0
-_CONNECT_TIMEOUT_S = 60.0  # containerd connects as soon as `start` has answered
+_LOOK_S = 60.0  # containerd connects as soon as `start` has answered
 
 
 def run(options: ShimOptions) -> int:
@@ -78,11 +78,13 @@ async def _serve(
             )
 
     background = Background()
-    publisher = EventPublisher(os.environ.get("TTRPC_ADDRESS", ""), options.namespace)
+    containerd = os.environ.get("TTRPC_ADDRESS", "")
+    publisher = EventPublisher(containerd, options.namespace)
     pod = Pod(boot, publisher.publish, background)
     service = TaskService(pod, background, ending.set)
     server = Server({**service.handlers(), **VolumeService(pod).handlers()})
-    serving = background.spawn(_when_connected(server, listener, ending), name="serve")
+    serving = background.spawn(server.serve(listener), name="serve")
+    background.spawn(_forgotten(server, pod, containerd, ending), name="forgotten")
     background.spawn(publisher.run(), name="events")
     background.spawn(keep_clean(directory.parent, _delete_command(options)), name="sweep")
     _LOG.info("serving sandbox=%s namespace=%s", options.sandbox_id, options.namespace)
@@ -97,21 +99,26 @@ async def _serve(
     _LOG.info("ended")
 
 
-async def _when_connected(server: Server, listener: socket.socket, ending: asyncio.Event) -> None:
-    """Serve from the first connection on; without one in time, end."""
-    loop = asyncio.get_running_loop()
-    connected = asyncio.Event()
-    loop.add_reader(listener, connected.set)
+async def _forgotten(server: Server, pod: Pod, containerd: str, ending: asyncio.Event) -> None:
+    """End when containerd does not know of this shim. It connects to those it knows before it
+    answers anybody, and stays connected; the `delete` that it runs for one that it gives up is
+    killed after five seconds, and not repeated. While it is away, a pod lives on without it.
+    """
+    while True:
+        await asyncio.sleep(_LOOK_S)  # nothing tells; others (the CSI driver) come and go
+        if (pod.idle or await _answers(containerd)) and not server.connected:
+            break
+    _LOG.error("containerd does not know of this shim, ending")
+    ending.set()
+
+
+async def _answers(address: str) -> bool:
     try:
-        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-            await connected.wait()
-    except TimeoutError:
-        _LOG.error("nobody connected timeout_s=%g", _CONNECT_TIMEOUT_S)
-        ending.set()
-        return
-    finally:
-        loop.remove_reader(listener)
-    await server.serve(listener)
+        _, writer = await asyncio.open_unix_connection(address)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def _delete_command(options: ShimOptions) -> Callable[[str, Path], Sequence[str]]:

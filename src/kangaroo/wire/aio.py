@@ -149,12 +149,18 @@ class Server:
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._connections = 0
 
     async def wait_idle(self, timeout_s: float) -> None:
         """Return when every call has been answered, or after `timeout_s`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._connections > 0
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept connections on a listening socket until cancelled; then close them and the
@@ -170,6 +176,13 @@ class Server:
 
     async def serve_connection(self, sock: socket.socket) -> None:
         """Serve one connected socket until the peer closes it or breaks the protocol."""
+        self._connections += 1
+        try:
+            await self._serve_connection(sock)
+        finally:
+            self._connections -= 1
+
+    async def _serve_connection(self, sock: socket.socket) -> None:
         reader, writer = await open_socket(sock)
         connection = ServerConnection()
         try:
