@@ -25,6 +25,7 @@ from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.host_side import HostSide, Placement
 from kangaroo.runtime.node_mounts import NodeMounts
 from kangaroo.runtime.passthrough import Passthrough, PodVolumes
+from kangaroo.runtime.pod_events import PodEvents, PodName, Reason
 from kangaroo.runtime.shared_dir import RootfsMount
 from kangaroo.runtime.sizing import machine_size
 from kangaroo.runtime.streams import StreamHub, StreamSet
@@ -42,7 +43,9 @@ __all__ = ["RootfsMount", "Sandbox"]
 class Sandbox:
     """One running sandbox. Made by `boot`; every method may be called again."""
 
-    def __init__(self, host: HostSide, agent: AgentClient, volumes: Passthrough) -> None:
+    def __init__(
+        self, host: HostSide, agent: AgentClient, volumes: Passthrough, events: PodEvents
+    ) -> None:
         assert host.machine is not None
         assert host.hub is not None
         self.agent = agent
@@ -50,6 +53,7 @@ class Sandbox:
         self._machine = host.machine
         self._hub = host.hub
         self._volumes = volumes
+        self._events = events
         self._shutdown: asyncio.Task[None] | None = None
 
     @property
@@ -99,7 +103,8 @@ class Sandbox:
         hub = host.hub
         assert hub is not None
         host.forward_ports(lambda port: port_forward.guest_port(agent, hub, port))
-        return cls(host, agent, _passthrough(host, agent, policy, network))
+        events = PodEvents(PodName.of(spec.get("annotations") or {}), config.events_kubeconfig)
+        return cls(host, agent, _passthrough(host, agent, policy, network, events), events)
 
     async def create_container(
         self,
@@ -226,6 +231,7 @@ class Sandbox:
             await self.agent.aclose()
         finally:
             await self._host.release()
+        await self._events.flush()
         _LOG.info("sandbox gone sandbox=%s", self.id)
 
     async def _flush(self) -> None:
@@ -234,20 +240,20 @@ class Sandbox:
             await self._machine.resume()
             flushed = await self.agent.shutdown(timeout_s=self._host.config.shutdown_timeout_s)
         except KangarooError as error:
-            volumes = ",".join(volume.source for volume in self._host.state.volumes) or "none"
-            _LOG.error(
-                "guest did not flush sandbox=%s volumes=%s error=%s", self.id, volumes, error
-            )
+            _LOG.error("guest did not flush sandbox=%s error=%s", self.id, error)
+            for recorded in self._host.state.volumes:
+                self._not_flushed(recorded.source, "the guest does not answer")
             return
         sources = {volume.volume_id: volume.source for volume in self._host.state.volumes}
         for volume in flushed:
             if not volume.flushed:
-                _LOG.error(
-                    "NAS volume not flushed sandbox=%s source=%s error=%s",
-                    self.id,
-                    sources.get(volume.volume_id, "unknown"),
-                    volume.error,
-                )
+                self._not_flushed(sources.get(volume.volume_id, "unknown"), str(volume.error))
+
+    def _not_flushed(self, source: str, error: str) -> None:
+        _LOG.error("NAS volume not flushed sandbox=%s source=%s error=%s", self.id, source, error)
+        self._events.tell(
+            Reason.NOT_FLUSHED, f"{source}: what was written last may not be on the NAS: {error}"
+        )
 
 
 def _plan(
@@ -329,7 +335,11 @@ def _network_message(network: GuestNetwork) -> dict[str, list[dict[str, Any]]]:
 
 
 def _passthrough(
-    host: HostSide, agent: AgentClient, policy: PassthroughPolicy, network: GuestNetwork
+    host: HostSide,
+    agent: AgentClient,
+    policy: PassthroughPolicy,
+    network: GuestNetwork,
+    events: PodEvents,
 ) -> Passthrough:
     config = host.config
     # Without a pod there is no kubelet directory, and nothing below it to take over.
@@ -342,6 +352,7 @@ def _passthrough(
         save=host.save,
         mount_timeout_s=config.nas_mount_timeout_s,
         node=NodeMounts(unmount_timeout_s=config.unmount_timeout_s),
+        tell=events.tell,
     )
 
 
