@@ -64,8 +64,8 @@ class Nas:
         """The directory of the machine that is exported as `/`."""
         return self.directory / "export"
 
-    def start(self, *, grace: bool = False) -> None:
-        """Serve; a repeat does nothing. Raises Unavailable, DeadlineExceeded.
+    def start(self, *, grace: bool = False, versions: str = "3, 4") -> None:
+        """Serve these versions; a repeat does nothing. Raises Unavailable, DeadlineExceeded.
 
         With `grace` clients of version 4 may reclaim what they held at an earlier server, and
         nobody gets anything new until they have, or until the lease of one that is gone is over.
@@ -73,7 +73,7 @@ class Nas:
         """
         if self.running():
             return
-        self._prepare(grace=grace)
+        self._prepare(grace=grace, versions=versions)
         self._run("rpcbind", ["rpcbind", "-f", "-w"], _PORTMAPPER)
         server = [
             "ganesha.nfsd",
@@ -152,7 +152,7 @@ class Nas:
             net.inside(self.network.nas_name, "nft", "-f", "-"), timeout_s=_TIMEOUT_S, input=rules
         )
 
-    def _prepare(self, *, grace: bool) -> None:
+    def _prepare(self, *, grace: bool, versions: str) -> None:
         for name in DIRECTORIES:
             path = self.root / name
             path.mkdir(parents=True, exist_ok=True)
@@ -163,6 +163,7 @@ class Nas:
             nfs_port=PORT,
             mount_port=_MOUNTD,
             graceless=str(not grace).lower(),
+            versions=versions,
         )
         (self.directory / "ganesha.conf").write_text(text)
         self._recovery.mkdir(parents=True, exist_ok=True)
