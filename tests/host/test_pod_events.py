@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,9 @@ from typing import Any
 
 import pytest
 
+from kangaroo.runtime import recovery, state
 from kangaroo.runtime.pod_events import PodEvents, PodName, Reason
+from kangaroo.runtime.state import ProcessIdentity, SandboxState, VolumeState
 from kangaroo_lab.pki import Pki, kubeconfig
 
 pytestmark = pytest.mark.host
@@ -138,6 +142,32 @@ def test_a_server_that_is_not_there_is_logged(
     with caplog.at_level(logging.WARNING):
         tell(path, "nobody hears")
     assert "nobody hears" in caplog.text
+
+
+def test_a_guest_that_is_killed_after_its_shim_has_its_volumes_named(
+    tmp_path: Path, pki: Pki
+) -> None:
+    volume = VolumeState("nas-1", "10.0.0.9:/csi", "nfs", (), ())
+    directory = tmp_path / "sandbox"
+    directory.mkdir()
+    with serving(pki) as server, subprocess.Popen(["sleep", "1000"]) as guest:
+        lost = SandboxState(
+            "s1",
+            pod_uid=POD.uid,
+            pod_namespace=POD.namespace,
+            pod_name=POD.name,
+            qemu=ProcessIdentity.of(guest.pid),
+            volumes=(volume,),
+        )
+        state.save(directory, lost)
+        path = config(tmp_path, pki, server.port)
+        recovery.cleanup(directory, flush_s=0.1, events_kubeconfig=path)
+        assert guest.wait() == -signal.SIGKILL
+    ((_, event),) = server.posted
+    assert event["reason"] == "NASVolumeNotFlushed"
+    assert event["message"].startswith("10.0.0.9:/csi: ")
+    assert event["involvedObject"]["uid"] == POD.uid
+    assert not directory.exists()
 
 
 @pytest.mark.parametrize("pod", [None, POD])

@@ -12,13 +12,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
 from kangaroo.errors import KangarooError
-from kangaroo.linux.process import run
+from kangaroo.linux.process import run, run_sync
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,10 +72,8 @@ class PodEvents:
         """Post an event, in the background."""
         if self._pod is None or self._kubeconfig is None:
             return
-        name, kind = reason.value
         if len(self._queue) < _QUEUE_LIMIT:
-            event = {"type": kind, "reason": name, "message": message[:_MESSAGE_LIMIT]}
-            self._queue.append(event)
+            self._queue.append(_event(reason, message))
         if self._posting is None or self._posting.done():
             posting = self._post(self._pod, self._kubeconfig)
             self._posting = asyncio.create_task(posting, name="pod-events")
@@ -87,22 +85,42 @@ class PodEvents:
 
     async def _post(self, pod: PodName, kubeconfig: Path) -> None:
         while self._queue:
-            batch = {"pod": asdict(pod), "events": list(self._queue)}
+            batch = _batch(pod, self._queue)
             self._queue.clear()
             try:
-                await run(
-                    argv(kubeconfig),
-                    timeout_s=POST_TIMEOUT_S,
-                    input=json.dumps(batch),
-                    env=_environment(),
-                )
+                argv, environment = _program(kubeconfig)
+                await run(argv, timeout_s=POST_TIMEOUT_S, input=batch, env=environment)
             except (KangarooError, OSError) as error:
-                _LOG.warning("pod events not posted events=%s error=%s", batch["events"], error)
+                _LOG.warning("pod events not posted batch=%s error=%s", batch, error)
 
 
-def argv(kubeconfig: Path) -> tuple[str, ...]:
-    """The command that posts a batch."""
-    return (sys.executable, *_PROGRAM, str(kubeconfig))
+def post(pod: PodName, kubeconfig: Path, reason: Reason, messages: Sequence[str]) -> None:
+    """Post events now, for code without an event loop. What cannot be posted is in the log."""
+    batch = _batch(pod, [_event(reason, message) for message in messages])
+    try:
+        argv, environment = _program(kubeconfig)
+        run_sync(argv, timeout_s=POST_TIMEOUT_S, input=batch, env=environment)
+    except (KangarooError, OSError) as error:
+        _LOG.warning("pod events not posted batch=%s error=%s", batch, error)
+
+
+def not_flushed(source: str, error: str) -> str:
+    """The message of a NOT_FLUSHED event."""
+    return f"{source}: what was written last may not be on the NAS: {error}"
+
+
+def _event(reason: Reason, message: str) -> dict[str, str]:
+    name, kind = reason.value
+    return {"type": kind, "reason": name, "message": message[:_MESSAGE_LIMIT]}
+
+
+def _batch(pod: PodName, events: Sequence[Mapping[str, str]]) -> str:
+    return json.dumps({"pod": asdict(pod), "events": list(events)})
+
+
+def _program(kubeconfig: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The command that posts a batch, and its environment."""
+    return (sys.executable, *_PROGRAM, str(kubeconfig)), _environment()
 
 
 def _environment() -> dict[str, str]:

@@ -25,7 +25,7 @@ from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.host_side import HostSide, Placement
 from kangaroo.runtime.node_mounts import NodeMounts
 from kangaroo.runtime.passthrough import Passthrough, PodVolumes
-from kangaroo.runtime.pod_events import PodEvents, PodName, Reason
+from kangaroo.runtime.pod_events import PodEvents, PodName, Reason, not_flushed
 from kangaroo.runtime.shared_dir import RootfsMount
 from kangaroo.runtime.sizing import machine_size
 from kangaroo.runtime.streams import StreamHub, StreamSet
@@ -34,8 +34,6 @@ from kangaroo.vmm.spec import Accelerator
 from kangaroo.wire.agent_protocol import PROTOCOL_VERSION
 
 _LOG = logging.getLogger(__name__)
-
-_POD_UID = "io.kubernetes.cri.sandbox-uid"
 
 __all__ = ["RootfsMount", "Sandbox"]
 
@@ -103,7 +101,7 @@ class Sandbox:
         hub = host.hub
         assert hub is not None
         host.forward_ports(lambda port: port_forward.guest_port(agent, hub, port))
-        events = PodEvents(PodName.of(spec.get("annotations") or {}), config.events_kubeconfig)
+        events = PodEvents(placement.pod, config.events_kubeconfig)
         return cls(host, agent, _passthrough(host, agent, policy, network, events), events)
 
     async def create_container(
@@ -251,9 +249,7 @@ class Sandbox:
 
     def _not_flushed(self, source: str, error: str) -> None:
         _LOG.error("NAS volume not flushed sandbox=%s source=%s error=%s", self.id, source, error)
-        self._events.tell(
-            Reason.NOT_FLUSHED, f"{source}: what was written last may not be on the NAS: {error}"
-        )
+        self._events.tell(Reason.NOT_FLUSHED, not_flushed(source, error))
 
 
 def _plan(
@@ -268,7 +264,7 @@ def _plan(
         size=machine_size(annotations, config),
         netns=admission.network_namespace(spec),
         cgroups_path=(spec.get("linux") or {}).get("cgroupsPath"),
-        pod_uid=annotations.get(_POD_UID),
+        pod=PodName.of(annotations),
         kernel_parameters=oci.kernel_parameters(spec),
     )
     config.require_guest_image()
@@ -343,7 +339,8 @@ def _passthrough(
 ) -> Passthrough:
     config = host.config
     # Without a pod there is no kubelet directory, and nothing below it to take over.
-    pod_directory = config.kubelet_root.resolve() / "pods" / (host.placement.pod_uid or "none")
+    pod = host.placement.pod
+    pod_directory = config.kubelet_root.resolve() / "pods" / (pod.uid if pod else "none")
     return Passthrough(
         policy=policy,
         pod=PodVolumes(pod_directory, network.primary_address or "0.0.0.0"),
