@@ -170,7 +170,6 @@ def unharmed(space: pods.Space) -> None:
         assert space.status("writers", version)["restartCount"] == 0
 
 
-@pytest.mark.timeout(OUTAGE_S + BACK_S + 120)
 def test_writers_stall_and_go_on(space: pods.Space) -> None:
     nas = space.lab.nas
     progress(space.lab, "writers", timeout_s=60)
@@ -183,7 +182,6 @@ def test_writers_stall_and_go_on(space: pods.Space) -> None:
     unharmed(space)
 
 
-@pytest.mark.timeout(BACK_S + 180)
 def test_a_new_boot_of_the_nas_gives_back_what_was_held(space: pods.Space) -> None:
     """Version 4 reclaims its open file and its lock in the server's grace period; 3 has neither."""
     assert not node_can_lock(space)
@@ -209,7 +207,6 @@ def test_no_record_was_lost_or_doubled(space: pods.Space) -> None:
     unharmed(space)
 
 
-@pytest.mark.timeout(END_S + 180)
 def test_deletion_with_a_dead_nas_ends_in_time_and_names_the_volumes(space: pods.Space) -> None:
     nas = space.lab.nas
     uid = space.uid("doomed")
