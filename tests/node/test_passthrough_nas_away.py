@@ -33,18 +33,20 @@ VERSIONS = ("three", "four")
 RECORD = 9  # bytes
 KINDS = ("append", "held", "at")
 
+# flock(1) of the node: busybox has none.
+FLOCK = "/node/lib64/ld-linux-x86-64.so.2 --library-path /node/lib/x86_64-linux-gnu /node/bin/flock"
 # Numbered records, each written three ways: O_APPEND with a close, O_APPEND without one (so the
 # kernel may keep it back), and pwrite. Whatever fails ends the container. The lock is held through.
-WRITER = """
+WRITER = f"""
 cd /data || exit 2
 exec 9>>held || exit 3
-flock -n 9 || exit 4
+{FLOCK} --nonblock 9 || exit 4
 n=0
 while [ ! -e stop ]; do
     n=$((n+1))
     printf '%08d\\n' $n >> append || exit 5
     printf '%08d\\n' $n >&9 || exit 6
-    printf '%08d\\n' $n | dd of=at bs=9 seek=$((n-1)) conv=notrunc 2>/dev/null || exit 7
+    printf '%08d\\n' $n | dd of=at bs={RECORD} seek=$((n-1)) conv=notrunc 2>/dev/null || exit 7
 done
 exec 9>&-
 sync
@@ -62,11 +64,14 @@ def writers(name: str) -> pods.Document:
     return pod(
         name,
         *(
-            container(version, WRITER, mounts={"/data": f"{name}-{version}"})
+            container(version, WRITER, mounts={"/data": f"{name}-{version}", "/node": "node"})
             for version in VERSIONS
         ),
         annotations=PASSTHROUGH,
-        volumes=[pods.claim(f"{name}-{version}") for version in VERSIONS],
+        volumes=[
+            *(pods.claim(f"{name}-{version}") for version in VERSIONS),
+            {"name": "node", "hostPath": {"path": "/usr"}},
+        ],
         terminationGracePeriodSeconds=GRACE_S,
     )
 
