@@ -34,7 +34,8 @@ RECORD = 9  # bytes
 KINDS = ("append", "held", "at")
 
 # flock(1) of the node: busybox has none.
-FLOCK = "/node/lib64/ld-linux-x86-64.so.2 --library-path /node/lib/x86_64-linux-gnu /node/bin/flock"
+LIBRARY = "/node/lib/x86_64-linux-gnu"
+FLOCK = f"{LIBRARY}/ld-linux-x86-64.so.2 --library-path {LIBRARY} /node/bin/flock"
 # Numbered records, each written three ways: O_APPEND with a close, O_APPEND without one (so the
 # kernel may keep it back), and pwrite. Whatever fails ends the container. The lock is held through.
 WRITER = f"""
@@ -47,6 +48,7 @@ while [ ! -e stop ]; do
     printf '%08d\\n' $n >> append || exit 5
     printf '%08d\\n' $n >&9 || exit 6
     printf '%08d\\n' $n | dd of=at bs={RECORD} seek=$((n-1)) conv=notrunc 2>/dev/null || exit 7
+    sleep 0.1
 done
 exec 9>&-
 sync
