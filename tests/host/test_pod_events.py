@@ -120,7 +120,7 @@ def test_events_are_of_the_pod_and_say_what_happened(tmp_path: Path, pki: Pki) -
     assert first["message"] == "first"
     assert first["source"] == {"component": "kangaroo-runtime", "host": socket.gethostname()}
     assert first["metadata"] == {"generateName": "web-0.", "namespace": "shop"}
-    assert second["message"] == "x" * 1024
+    assert second["message"] == "x" * 2048
 
 
 def test_a_refusal_is_logged_and_harms_nobody(

@@ -24,8 +24,8 @@ _LOG = logging.getLogger(__name__)
 
 # The child's start and its connection; on a busy node a start alone takes seconds.
 POST_TIMEOUT_S = 30.0
-# The API server's limit of a whole request is far above; this one keeps `kubectl describe` usable.
-_MESSAGE_LIMIT = 1024
+# A failed mount names its options, the kernel's words and what to do; the API server takes more.
+_MESSAGE_LIMIT = 2048
 _QUEUE_LIMIT = 64
 _PROGRAM = ("-P", "-S", "-m", "kangaroo.runtime.event_post")
 _KEYS = {
