@@ -203,6 +203,20 @@ def test_a_guest_that_cannot_mount_leaves_the_node_as_it_was() -> None:
         assert fact in str(raised.value)
 
 
+def test_the_error_names_source_and_options_once() -> None:
+    world = World(NFS)
+    whole = "mount nas:/csi with options {!r}: the server did not answer"
+
+    async def failing(*, options: str, **_: Any) -> None:
+        raise MountFailed("nas:/csi", options, whole.format(options))
+
+    world.guest.mount_nas = failing  # type: ignore[assignment]
+    with pytest.raises(MountFailed) as raised:
+        world.place(VOLUME)
+    assert str(raised.value).count("vers=4.1") == 1
+    assert str(raised.value).endswith("cannot mount it: the server did not answer")
+
+
 def test_the_fallback_uses_the_nodes_mount() -> None:
     world = World(NFS, policy=PassthroughPolicy(enabled=True, fallback_virtiofs=True))
     world.guest.failure = refused()

@@ -170,7 +170,10 @@ class Passthrough:
 
     def _explain(self, guest_mount: GuestMount, error: MountFailed) -> MountFailed:
         name = errno.errorcode.get(error.errno, "") if error.errno is not None else ""
-        reason = f"the guest at {self._pod.guest_address} cannot mount it: {error.reason}"
+        # The agent's own words name source and options, too: once is enough.
+        named = MountFailed(guest_mount.source, guest_mount.options, "").message
+        words = error.reason.removeprefix(named)
+        reason = f"the guest at {self._pod.guest_address} cannot mount it: {words}"
         if name and name not in reason:
             reason += f" [{name}]"
         hint = error.hint or _HINTS.get(error.errno or 0)
