@@ -140,7 +140,7 @@ def test_a_version_that_the_server_does_not_speak_is_named(space: pods.Space) ->
                 volumes=[pods.claim("four")],
             ),
         )
-        says = r"vers=4\.1[\s\S]*[Pp]rotocol not supported|version[\s\S]*not supported"
+        says = rf"{PATH} .*vers=4\.1.*does not offer this version"
         waiting.event(space, "version", says, reason="FailedMount", timeout_s=waiting.START_S)
     finally:
         nas.stop()
