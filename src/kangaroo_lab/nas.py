@@ -95,8 +95,10 @@ class Nas:
                 self.store.forget_daemon(name)
 
     @property
-    def _recovery(self) -> Path:
-        """Who holds what: it outlives the server, as a NAS's does. It lasts as long as the lab."""
+    def recovery(self) -> Path:
+        """The clients of version 4 that may reclaim what they held: it outlives the server, as a
+        NAS's does, and lasts as long as the lab.
+        """
         return self.directory / "run" / "recovery"
 
     def running(self) -> bool:
@@ -166,7 +168,7 @@ class Nas:
             versions=versions,
         )
         (self.directory / "ganesha.conf").write_text(text)
-        self._recovery.mkdir(parents=True, exist_ok=True)
+        self.recovery.mkdir(parents=True, exist_ok=True)
 
     def _run(self, name: str, argv: list[str], port: int) -> Daemon:
         files = {data.path(f"nas/{file}"): f"/etc/{file}" for file in _ETC}
@@ -177,7 +179,7 @@ class Nas:
             binds={
                 self.directory / "run": "/run",
                 self.root: _INSIDE,
-                self._recovery: "/var/lib/nfs/ganesha",
+                self.recovery: "/var/lib/nfs/ganesha",
             },
             read_only={**files, self.directory / "ganesha.conf": _CONFIG},
         )

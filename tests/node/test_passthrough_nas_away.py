@@ -185,6 +185,12 @@ def node_can_lock(space: pods.Space) -> bool:
     return done.status == 0
 
 
+def test_a_pod_is_a_client_of_its_own(space: pods.Space, first: dict[str, str]) -> None:
+    """As the NAS has it. By its host name alone it would be one with any pod of the same name."""
+    recorded = [path.name for path in space.lab.nas.recovery.rglob("*")]
+    assert any(space.uid("writers") in name for name in recorded), recorded
+
+
 def test_a_new_boot_of_the_nas_gives_back_what_was_held(
     space: pods.Space, first: dict[str, str]
 ) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kangaroo.errors import FailedPrecondition, KangarooError, NotFound, Unavailable
+from kangaroo.nas import client_identity
 from kangaroo.nas import passthrough as nas_passthrough
 from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.net.plan import GuestNetwork
@@ -259,13 +260,15 @@ def _plan(
     annotations = spec.get("annotations") or {}
     policy = nas_passthrough.policy(annotations)
     admission.check_sandbox(spec)
+    pod = PodName.of(annotations)
+    identity = client_identity.kernel_parameter(pod.uid if pod else None, sandbox_id)
     placement = Placement(
         sandbox_id=sandbox_id,
         size=machine_size(annotations, config),
         netns=admission.network_namespace(spec),
         cgroups_path=(spec.get("linux") or {}).get("cgroupsPath"),
-        pod=PodName.of(annotations),
-        kernel_parameters=oci.kernel_parameters(spec),
+        pod=pod,
+        kernel_parameters=(*oci.kernel_parameters(spec), identity),
     )
     config.require_guest_image()
     config.credentials()
