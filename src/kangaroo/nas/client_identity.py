@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 _PARAMETER = "nfs.nfs4_unique_id"
-# What can stand on a kernel's command line, and fits what the module takes (NFS4_CLIENT_ID_UNIQ_LEN).
+# What can stand on a command line, and fits what the module takes (NFS4_CLIENT_ID_UNIQ_LEN).
 _ID = re.compile(r"[A-Za-z0-9._-]{1,63}")
 
 
 def kernel_parameter(pod_uid: str | None, sandbox_id: str) -> str:
-    """The kernel parameter that makes a guest a client of its own (nfs4_init_uniform_client_string).
+    """The kernel parameter that makes a guest a client of its own (fs/nfs/nfs4proc.c).
 
     Without it a client goes by its host name, and that is the pod's: two pods of one name in two
     namespaces would be one client to the server, which takes from each what the other did not
