@@ -68,7 +68,9 @@ fuzz: venv ## coverage-guided fuzzing of what volumes may say; FUZZ_S=600
 
 soak: bootstrap ## the fault tests in full counts: hours
 	KANGAROO_SOAK=1 $(BIN)/pytest --capture=no tests/node/test_csi_faults.py tests/node/test_provisioning.py \
-		tests/node/test_crash.py tests/node/test_passthrough_services.py tests/node/test_races.py
+	  tests/node/test_crash.py tests/node/test_passthrough_services.py tests/node/test_races.py \
+	  tests/node/test_passthrough_nas_away.py tests/node/test_passthrough_unreachable.py \
+	  tests/node/test_passthrough_semantics.py
 
 lab: bootstrap ## bring the lab up and leave it up
 	$(BIN)/kangaroo lab up

@@ -64,11 +64,16 @@ class Nas:
         """The directory of the machine that is exported as `/`."""
         return self.directory / "export"
 
-    def start(self) -> None:
-        """Serve; a repeat does nothing. Raises Unavailable, DeadlineExceeded."""
+    def start(self, *, grace: bool = False, versions: str = "3, 4") -> None:
+        """Serve these versions; a repeat does nothing. Raises Unavailable, DeadlineExceeded.
+
+        With `grace` clients of version 4 may reclaim what they held at an earlier server, and
+        nobody gets anything new until they have, or until the lease of one that is gone is over.
+        Without, what they held is lost, and nobody waits.
+        """
         if self.running():
             return
-        self._prepare()
+        self._prepare(grace=grace, versions=versions)
         self._run("rpcbind", ["rpcbind", "-f", "-w"], _PORTMAPPER)
         server = [
             "ganesha.nfsd",
@@ -89,15 +94,26 @@ class Nas:
                 stop(daemon, timeout_s=0)
                 self.store.forget_daemon(name)
 
+    @property
+    def recovery(self) -> Path:
+        """The clients of version 4 that may reclaim what they held: it outlives the server, as a
+        NAS's does, and lasts as long as the lab.
+        """
+        return self.directory / "run" / "recovery"
+
     def running(self) -> bool:
         daemon = self.store.daemon("ganesha")
         return daemon is not None and daemon.alive()
 
-    def block(self, addresses: Iterable[str]) -> None:
-        """Drop every packet from and to `addresses` (clients' or networks), until `unblock`."""
+    def block(self, addresses: Iterable[str], *, percent: int = 100) -> None:
+        """Drop every packet from and to `addresses` (clients' or networks), until `unblock`; with
+        `percent` only so many, at random.
+        """
         members = ", ".join(addresses)
+        chance = "" if percent == 100 else f"numgen random mod 100 < {percent} "
         self._filter(
-            input=f"ip saddr {{ {members} }} drop", output=f"ip daddr {{ {members} }} drop"
+            input=f"ip saddr {{ {members} }} {chance}drop",
+            output=f"ip daddr {{ {members} }} {chance}drop",
         )
 
     def fail(self, address: str, failure: Failure) -> None:
@@ -125,27 +141,34 @@ class Nas:
         run_sync(net.inside(self.network.nas_name, *command), timeout_s=_TIMEOUT_S)
 
     def _filter(self, **chains: str) -> None:
+        """In place of what is filtered now."""
         hooks = (
             f"chain {name} {{ type filter hook {name} priority 0; {rule}; }}"
             for name, rule in chains.items()
         )
-        self._nft("\n".join((f"table {_TABLE} {{", *hooks, "}")))
+        fresh = (f"table {_TABLE}", f"delete table {_TABLE}", f"table {_TABLE} {{")
+        self._nft("\n".join((*fresh, *hooks, "}")))
 
     def _nft(self, rules: str) -> None:
         run_sync(
             net.inside(self.network.nas_name, "nft", "-f", "-"), timeout_s=_TIMEOUT_S, input=rules
         )
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, grace: bool, versions: str) -> None:
         for name in DIRECTORIES:
             path = self.root / name
             path.mkdir(parents=True, exist_ok=True)
             path.chmod(0o777)
         text = Template(data.text("nas/ganesha.conf")).substitute(
-            root=_INSIDE, nodes=self.network.hosts, nfs_port=PORT, mount_port=_MOUNTD
+            root=_INSIDE,
+            nodes=self.network.hosts,
+            nfs_port=PORT,
+            mount_port=_MOUNTD,
+            graceless=str(not grace).lower(),
+            versions=versions,
         )
         (self.directory / "ganesha.conf").write_text(text)
-        (self.directory / "run").mkdir(exist_ok=True)
+        self.recovery.mkdir(parents=True, exist_ok=True)
 
     def _run(self, name: str, argv: list[str], port: int) -> Daemon:
         files = {data.path(f"nas/{file}"): f"/etc/{file}" for file in _ETC}
@@ -153,9 +176,12 @@ class Nas:
             self.host_tools,
             argv,
             # One /run for both, because ganesha registers at rpcbind's socket.
-            binds={self.directory / "run": "/run", self.root: _INSIDE},
+            binds={
+                self.directory / "run": "/run",
+                self.root: _INSIDE,
+                self.recovery: "/var/lib/nfs/ganesha",
+            },
             read_only={**files, self.directory / "ganesha.conf": _CONFIG},
-            directories=["/var/lib/nfs/ganesha"],
         )
         daemon = start(
             name, net.inside(self.network.nas_name, *command), log=self.logs / f"{name}.log"

@@ -24,6 +24,7 @@ from kangaroo_lab.tree import install_project
 UNITS = ("containerd", "ssh", "kangaroo-images", "kubelet", "kangaroo-csi", "kangaroo-ready")
 _PROGRAMS = ("kubelet", "crictl")
 _PKI = "/etc/kubernetes/pki"
+_KUBECONFIG = "/etc/kubernetes/kubelet.kubeconfig"
 _TIMEOUT_S = 120
 _SLACK_MIB = 64
 
@@ -130,7 +131,7 @@ def _identity(root: Path, identity: Identity, *, pki: Pki, keys: Keys) -> None:
         certificate=f"{_PKI}/kubelet.crt",
         key=f"{_PKI}/kubelet.key",
     )
-    _write(root / "etc/kubernetes/kubelet.kubeconfig", config, mode=0o600)
+    _write(root / _KUBECONFIG[1:], config, mode=0o600)
     public = keys.user.with_suffix(".pub").read_text()
     _write(root / "root/.ssh/authorized_keys", public, mode=0o600)
     _write(root / "etc/ssh/ssh_host_ed25519_key", keys.host.read_text(), mode=0o600)
@@ -153,6 +154,7 @@ def _configuration(root: Path, identity: Identity, pause_image: str) -> None:
     for unit in ("kubelet", "kangaroo-images", "kangaroo-ready"):
         text = data.text(f"node/{unit}.service")
         _write(root / f"etc/systemd/system/{unit}.service", text)
+    _write(root / "etc/kangaroo/runtime.toml", f'events_kubeconfig = "{_KUBECONFIG}"\n')
     crictl = {"runtime-endpoint": "unix:///run/containerd/containerd.sock", "timeout": 120}
     _write(root / "etc/crictl.yaml", json.dumps(crictl))
 

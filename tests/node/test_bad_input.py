@@ -158,11 +158,9 @@ def truncated_initrd(node: Node) -> Iterator[None]:
 @contextmanager
 def configured(node: Node, text: str) -> Iterator[None]:
     """The runtime's configuration says `text` for the duration of the block."""
-    node.exec(["sh", "-c", f"mkdir -p $(dirname {CONFIG}) && cat > {CONFIG}"], input=text)
-    try:
+    with renamed(node, CONFIG):
+        node.exec(["sh", "-c", f"cat > {CONFIG}"], input=text)
         yield
-    finally:
-        node.exec(["rm", CONFIG])
 
 
 BROKEN_NODES: Mapping[str, tuple[Breaking, Sequence[str]]] = {

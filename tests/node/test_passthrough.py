@@ -114,6 +114,12 @@ def test_node_holds_a_placeholder_and_no_nfs(space: pods.Space) -> None:
     assert nfs_of(space, "direct") == []
 
 
+@pytest.mark.parametrize("version", ["vers=3", r"vers=4\.1"])
+def test_the_pod_is_told_of_each_volume_in_its_guest(space: pods.Space, version: str) -> None:
+    says = f"^{space.lab.nas.address}:/csi/passthrough .*guest.*{version}"
+    waiting.event(space, "direct", says, reason="NASVolumeInGuest", timeout_s=60)
+
+
 def test_without_the_annotation_the_node_mounts_and_shares(space: pods.Space) -> None:
     assert mount_line(space, "shared", "/data")[2] == "virtiofs"
     assert len(nfs_of(space, "shared")) == 1
@@ -242,3 +248,5 @@ def test_fallback_to_virtio_fs_when_the_guest_cannot_mount(space: pods.Space) ->
     waiting.ready(space, "fallback")
     assert mount_line(space, "fallback", "/data")[2] == "virtiofs"
     assert len(nfs_of(space, "fallback")) == 1
+    says = f"virtio-fs.*{pods.NODE_ONLY} .*guest at 10.*EACCES.*refuses this guest"
+    waiting.event(space, "fallback", says, reason="NASPassthroughFallback", timeout_s=60)

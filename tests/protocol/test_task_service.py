@@ -127,7 +127,8 @@ async def running(directory: Path) -> AsyncIterator[Containerd]:
         publisher = EventPublisher(str(address), "k8s.io")
         background.spawn(publisher.run(), name="events")
         shutdown = asyncio.Event()
-        pod = Pod(booter(tasks, sandboxes, log), publisher.publish, background)
+        boot = booter(tasks, sandboxes, log)
+        pod = Pod(boot, publisher.publish, background, kill_timeout_s=0.5)
         service = TaskService(pod, background, shutdown.set)
         near, far = socket.socketpair()
         server = Server({**service.handlers(), **VolumeService(pod).handlers()})
@@ -305,6 +306,34 @@ def test_a_created_container_is_killed_and_deleted(tmp_path: Path) -> None:
         assert await code_of(c.delete("app")) == Code.NOT_FOUND
         events = await c.shim.events()
         assert events[-2:] == ["/tasks/exit app 137", "/tasks/delete app 137"]
+
+    play(tmp_path, scenario)
+
+
+def test_a_process_that_outlives_sigkill_is_given_up(tmp_path: Path) -> None:
+    """As one does that waits in the guest's kernel for a dead NAS. A signal that may be ignored
+    begins nothing.
+    """
+
+    async def scenario(c: Containerd) -> None:
+        await c.run(POD, "sandbox")
+        await c.run("app", stdout=_fifo_with_reader(c, "out"))
+        await c.exec("app", "shell")
+        await c.start("app", "shell")
+        c.shim.sandbox.guest.ignored_signals = {15, 9}
+        await c.kill("app", 15)
+        await asyncio.sleep(0.7)
+        assert (await c.state("app")).status == types.RUNNING
+        await c.kill("app", 9)
+        assert await c.wait("app") == 137
+        c.shim.sandbox.guest.failures["DeleteProcess"] = Status(Code.FAILED_PRECONDITION, "runs")
+        assert (await c.delete("app")).exit_status == 137
+        assert c.shim.sandbox.removed == ["app"]
+        c.shim.sandbox.guest.ignored_signals.clear()
+        await c.kill(POD, 9)
+        assert await c.wait(POD) == 137
+        events = await c.shim.events()
+        assert events.count("/tasks/exit app 137") == 1
 
     play(tmp_path, scenario)
 

@@ -15,6 +15,7 @@ from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.runtime.node_mounts import NodeMounts
 from kangaroo.runtime.oci import Bind, NasBind
 from kangaroo.runtime.passthrough import Passthrough, PodVolumes
+from kangaroo.runtime.pod_events import Reason
 from kangaroo.runtime.state import PlaceholderState, SandboxState, VolumeState
 
 pytestmark = pytest.mark.unit
@@ -35,6 +36,7 @@ class World:
 
     def __init__(self, table: str, *, policy: PassthroughPolicy = ON) -> None:
         self.done: list[str] = []
+        self.told: list[tuple[Reason, str]] = []
         self.node = FakeNode(self.done, ROOT + table)
         self.guest = FakeGuest(self.done)
         self.state = SandboxState("s1")
@@ -52,6 +54,7 @@ class World:
             save=self.save,
             mount_timeout_s=1,
             node=self.node,
+            tell=lambda reason, message: self.told.append((reason, message)),
         )
         return self.volumes
 
@@ -141,6 +144,9 @@ def test_guest_first_then_state_then_node_then_placeholder() -> None:
         f"remove {SUBPATH}",
     ]
     assert not [entry for entry in world.node.entries if entry.fstype == "nfs4"]
+    ((reason, message),) = world.told
+    assert reason is Reason.IN_GUEST
+    assert message.startswith("nas:/csi ")
 
 
 def test_the_guest_gets_the_nodes_options_with_its_own_address() -> None:
@@ -211,6 +217,20 @@ def test_a_guest_that_cannot_mount_leaves_the_node_as_it_was() -> None:
         assert fact in str(raised.value)
 
 
+def test_the_error_names_source_and_options_once() -> None:
+    world = World(NFS)
+    whole = "mount nas:/csi with options {!r}: the server did not answer"
+
+    async def failing(*, options: str, **_: Any) -> None:
+        raise MountFailed("nas:/csi", options, whole.format(options))
+
+    world.guest.mount_nas = failing  # type: ignore[assignment]
+    with pytest.raises(MountFailed) as raised:
+        world.place(VOLUME)
+    assert str(raised.value).count("vers=4.1") == 1
+    assert str(raised.value).endswith("cannot mount it: the server did not answer")
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -234,6 +254,21 @@ def test_the_fallback_uses_the_nodes_mount() -> None:
     world.guest.failure = refused()
     assert world.place(VOLUME, SUBPATH) == {}
     assert world.done == ["guest mounts"]
+    ((reason, message),) = world.told
+    assert reason is Reason.FALLBACK
+    assert "EACCES" in message
+
+
+def test_a_fallback_is_for_the_life_of_the_sandbox() -> None:
+    world = World(NFS, policy=PassthroughPolicy(enabled=True, fallback_virtiofs=True))
+    world.guest.failure = refused()
+    assert world.place(VOLUME) == {}
+    world.guest.failure = None
+    assert world.place(VOLUME, SUBPATH) == {}
+    assert world.done == ["guest mounts"]
+    assert len(world.told) == 1
+    world.new_sandbox("10.0.0.2")
+    assert set(world.place(VOLUME, SUBPATH)) == {0, 1}
 
 
 def test_a_failed_unmount_can_be_repeated() -> None:

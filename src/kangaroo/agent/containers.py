@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -176,11 +177,16 @@ class Containers:
         return self._find(container_id).cgroup
 
     async def kill_all(self, timeout_s: float) -> None:
-        """SIGKILL whatever runs and wait for its end."""
-        for container in list(self._containers.values()):
+        """SIGKILL whatever runs and wait, `timeout_s` in all, for its end. What waits for a dead
+        server does not end.
+        """
+        deadline = time.monotonic() + timeout_s
+        containers = list(self._containers.values())
+        for container in containers:
             container.cgroup.signal_all(9)
+        for container in containers:
             for process in list(container.processes.values()):
-                await self._loop.within(process.exited, timeout_s)
+                await self._loop.within(process.exited, max(0.0, deadline - time.monotonic()))
             for place in container.volume_places:
                 _unmount_place(place)
             container.volume_places.clear()

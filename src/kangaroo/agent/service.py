@@ -148,11 +148,12 @@ class Service:
         return self._events.pop(0)
 
     async def shutdown(self, *, timeout_s: float) -> Answer:
-        """Kill containers, then write back and unmount every volume. A repeat finds nothing left to
-        do.
+        """Kill containers, then write back and unmount every volume, in `timeout_s` together; the
+        host's shared tree gets a few seconds more. A repeat finds nothing left to do.
         """
-        await self._containers.kill_all(min(_KILL_TIMEOUT_S, timeout_s))
-        outcomes = await self._volumes.unmount_all(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        await self._containers.kill_all(min(_KILL_TIMEOUT_S, timeout_s / 2))
+        outcomes = await self._volumes.unmount_all(deadline - time.monotonic())
         await self._volumes.sync_shared(_SYNC_TIMEOUT_S)
         return {"volumes": outcomes}
 

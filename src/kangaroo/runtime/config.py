@@ -43,6 +43,8 @@ class RuntimeConfig:
     shutdown_timeout_s: float = 60.0
     power_off_timeout_s: float = 20.0
 
+    events_kubeconfig: Path | None = None  # who posts events on pods; None: nobody
+
     guest_debug: bool = False
     log_level: str = "info"
 
@@ -108,7 +110,7 @@ def _convert(field: str, value: Any, default: Any) -> Any:
         return _expect(field, value, bool, "true or false")
     if isinstance(default, Accelerator):
         return _accelerator(field, value)
-    if isinstance(default, Path):
+    if isinstance(default, Path) or default is None:  # None: a path that may be absent
         path = Path(_expect(field, value, str, "a path"))
         if not path.is_absolute():
             raise InvalidRequest(field, f"{value!r} is not an absolute path")

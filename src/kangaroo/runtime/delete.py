@@ -16,9 +16,14 @@ import select
 import sys
 import time
 
+from kangaroo.errors import KangarooError
 from kangaroo.runtime import paths
 from kangaroo.runtime.options import ShimOptions
 from kangaroo.wire.protobuf import encode_bytes, encode_int
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KILLED = 128 + 9
 _LOG_TAIL_BYTES = 2000
@@ -35,7 +40,7 @@ def delete(options: ShimOptions) -> bytes:
     directory = _sandbox_directory(bundle, options)
     # A container of a pod leaves the cleanup to its sandbox: containerd deletes that one too.
     if os.path.basename(directory) == options.sandbox_id and os.path.isdir(directory):
-        _end(directory, deadline)
+        _end(directory, options.config, deadline)
     _unmount(f"{bundle}/rootfs")
     return response(pid=0, status=KILLED, exited_at_ns=time.time_ns())
 
@@ -68,11 +73,11 @@ def _sandbox_directory(bundle: str, options: ShimOptions) -> str:
         return f"{paths.state_root(options.config)}/{paths.check_id(options.sandbox_id)}"
 
 
-def _end(directory: str, deadline: float) -> None:
+def _end(directory: str, config: str, deadline: float) -> None:
     """Ask a living shim to end, which it does durably; clean up what no shim looks after."""
     daemon = open_daemon(directory)
     if daemon is None:
-        _clean_up(directory, deadline)
+        _clean_up(directory, config, deadline)
         return
     from signal import SIGTERM, pidfd_send_signal
 
@@ -115,7 +120,7 @@ def _ended(descriptor: int, timeout_s: float) -> bool:
     return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
-def _clean_up(directory: str, deadline: float) -> None:
+def _clean_up(directory: str, config: str, deadline: float) -> None:
     """Clean up in a process of its own, and wait for it until `deadline`.
 
     A guest that lost its shim first writes its NAS volumes back, which may take longer than
@@ -126,14 +131,14 @@ def _clean_up(directory: str, deadline: float) -> None:
     sys.stderr.flush()
     cleaner = os.fork()
     if cleaner == 0:
-        _run_cleaner(directory)
+        _run_cleaner(directory, config)
     descriptor = os.pidfd_open(cleaner)
     if not _ended(descriptor, deadline - time.monotonic()):
         sys.stderr.write(f"{directory}: the guest still writes back, the cleanup goes on\n")
     os.close(descriptor)
 
 
-def _run_cleaner(directory: str) -> None:
+def _run_cleaner(directory: str, config: str) -> None:
     """The child's whole life. containerd waits for its pipes, so it keeps none of them."""
     status = 1
     try:
@@ -147,7 +152,8 @@ def _run_cleaner(directory: str) -> None:
 
         from kangaroo.runtime.recovery import cleanup
 
-        cleanup(Path(directory), flush_s=_FLUSH_TIMEOUT_S)
+        kubeconfig = _events_kubeconfig(Path(config))
+        cleanup(Path(directory), flush_s=_FLUSH_TIMEOUT_S, events_kubeconfig=kubeconfig)
         status = 0
     except BlockingIOError:
         status = 0  # another one is at it
@@ -156,6 +162,16 @@ def _run_cleaner(directory: str) -> None:
         sys.stderr.flush()
     finally:
         os._exit(status)
+
+
+def _events_kubeconfig(config: Path) -> Path | None:
+    """Whoever posts events on pods; nobody when the configuration is refused."""
+    from kangaroo.runtime.config import load
+
+    try:
+        return load(config).events_kubeconfig
+    except KangarooError:
+        return None
 
 
 def _show_log(path: str) -> None:

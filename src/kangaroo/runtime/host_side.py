@@ -21,6 +21,7 @@ from kangaroo.linux import cgroup, vsock
 from kangaroo.runtime import port_forward, virtiofsd
 from kangaroo.runtime import state as state_file
 from kangaroo.runtime.config import RuntimeConfig
+from kangaroo.runtime.pod_events import PodName
 from kangaroo.runtime.recovery import remove_directory
 from kangaroo.runtime.sandbox_paths import SandboxPaths
 from kangaroo.runtime.shared_dir import SharedDirectory
@@ -59,7 +60,7 @@ class Placement:
     size: MachineSize
     netns: str | None
     cgroups_path: str | None
-    pod_uid: str | None
+    pod: PodName | None
     kernel_parameters: tuple[str, ...] = ()
 
 
@@ -96,7 +97,13 @@ class HostSide:
         self.config = config
         self.paths = SandboxPaths(config.state_root / placement.sandbox_id)
         self.shared = SharedDirectory(self.paths.shared)
-        self.state = SandboxState(placement.sandbox_id, pod_uid=placement.pod_uid)
+        pod = placement.pod
+        self.state = SandboxState(
+            placement.sandbox_id,
+            pod_uid=pod.uid if pod else None,
+            pod_namespace=pod.namespace if pod else None,
+            pod_name=pod.name if pod else None,
+        )
         self.network: PodNetwork | None = None
         self.hub: StreamHub | None = None
         self.machine: Machine | None = None

@@ -24,6 +24,7 @@ from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.runtime.agent_client import AgentClient
 from kangaroo.runtime.node_mounts import NodeMounts
 from kangaroo.runtime.oci import Bind, NasBind
+from kangaroo.runtime.pod_events import Reason
 from kangaroo.runtime.state import (
     PlaceholderState,
     SandboxState,
@@ -60,7 +61,7 @@ class PodVolumes:
 
 class Passthrough:
     """The NAS volumes of one sandbox. `state` and `save` give and replace the sandbox's state on
-    disk.
+    disk; `tell` says to the pod's owner what became of a volume.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Passthrough:
         save: Callable[[SandboxState], None],
         mount_timeout_s: float,
         node: NodeMounts,
+        tell: Callable[[Reason, str], None],
     ) -> None:
         self._policy = policy
         self._pod = pod
@@ -81,7 +83,9 @@ class Passthrough:
         self._save = save
         self._mount_timeout_s = mount_timeout_s
         self._node = node
+        self._tell = tell
         self._mounted: set[str] = set()
+        self._fallen_back: set[str] = set()
         self._lock = asyncio.Lock()
 
     async def place(self, binds: Sequence[Bind]) -> dict[int, NasBind]:
@@ -117,7 +121,7 @@ class Passthrough:
         return await self._from_node(mounts, origin.volume)
 
     async def _from_node(self, mounts: PodMounts, volume: MountEntry) -> str | None:
-        if not self._policy.enabled:
+        if not self._policy.enabled or volume.mount_point in self._fallen_back:
             return None
         read_ahead_kib = self._node.read_ahead_kib(volume.device)
         try:
@@ -132,11 +136,24 @@ class Passthrough:
         except (MountFailed, Unsupported) as error:
             if not self._policy.fallback_virtiofs:
                 raise
-            _LOG.warning("guest cannot mount NAS volume, falling back to virtio-fs error=%s", error)
+            self._fall_back(volume, error)
             return None
         record = volume_state(guest_mount.volume_id, volume, read_ahead_kib)
         await self._take_from_node(mounts, volume, record)
+        self._tell(
+            Reason.IN_GUEST,
+            f"{guest_mount.source} is mounted in the guest, no longer on the node: "
+            f"{guest_mount.options}",
+        )
         return guest_mount.volume_id
+
+    def _fall_back(self, volume: MountEntry, error: MountFailed | Unsupported) -> None:
+        """For as long as the sandbox lives: a later container that took the volume would leave the
+        earlier one with a mount of its own on the node.
+        """
+        self._fallen_back.add(volume.mount_point)
+        _LOG.warning("guest cannot mount NAS volume, falling back to virtio-fs error=%s", error)
+        self._tell(Reason.FALLBACK, f"mounted on the node and shared by virtio-fs: {error}")
 
     async def _mount_in_guest(self, guest_mount: GuestMount, read_ahead_kib: int | None) -> None:
         if guest_mount.volume_id in self._mounted:
@@ -163,7 +180,10 @@ class Passthrough:
 
     def _explain(self, guest_mount: GuestMount, error: MountFailed) -> MountFailed:
         name = errno.errorcode.get(error.errno, "") if error.errno is not None else ""
-        reason = f"the guest at {guest_mount.guest_address} cannot mount it: {error.reason}"
+        # The agent's own words name source and options, too: once is enough.
+        named = MountFailed(guest_mount.source, guest_mount.options, "").message
+        words = error.reason.removeprefix(named)
+        reason = f"the guest at {guest_mount.guest_address} cannot mount it: {words}"
         if name and name not in reason:
             reason += f" [{name}]"
         hint = error.hint or _HINTS.get(error.errno or 0)

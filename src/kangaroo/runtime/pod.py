@@ -47,6 +47,9 @@ LOST = 255
 
 _DRAIN_TIMEOUT_S = 10.0
 _EXITS_TIMEOUT_S = 15.0
+# How long a killed process may take to die. One that waits in the guest's kernel for a dead NAS
+# does not, and neither would the pod.
+_KILL_TIMEOUT_S = 20.0
 _ENDING_SIGNALS = {
     signals.SIGKILL,
     signals.SIGTERM,
@@ -103,8 +106,14 @@ class Pod:
     """One shim's pod. `publish` takes an event's message; it must not block."""
 
     def __init__(
-        self, boot: Boot, publish: Callable[[Message], None], background: Background
+        self,
+        boot: Boot,
+        publish: Callable[[Message], None],
+        background: Background,
+        *,
+        kill_timeout_s: float = _KILL_TIMEOUT_S,
     ) -> None:
+        self._kill_timeout_s = kill_timeout_s
         self._boot = boot
         self._publish = publish
         self._background = background
@@ -192,7 +201,8 @@ class Pod:
         ran.
 
         The sandbox's own container ends the whole sandbox on a signal that ends processes, and
-        ignores others.
+        ignores others. A process that SIGKILL does not end in time is given up: it counts as
+        ended, and its remains go with the sandbox.
         """
         container = self.container(container_id)
         process = container.process(exec_id)
@@ -207,6 +217,8 @@ class Pod:
         await self._agent().signal_process(
             container_id=container_id, exec_id=exec_id, signal=signal, all=everything
         )
+        if signal == signals.SIGKILL:
+            process.killed.set()
 
     async def delete(self, container_id: str, exec_id: str) -> Process:
         """Forget a process that has ended or never ran; with the init goes the container.
@@ -421,14 +433,32 @@ class Pod:
     async def _watch_process(self, container: Container, process: Process) -> None:
         result = await self._exit_of(process)
         if process.io is not None:
-            await process.io.finish(_DRAIN_TIMEOUT_S)
-        if process is container.init:
+            await process.io.finish(0 if result is None else _DRAIN_TIMEOUT_S)
+        if process is container.init and result is not None:
             await _settled(container.execs.values())
         async with process.starting:  # an exit is never told before its start
-            process.stop(result)
+            process.stop(result or Exit.now(KILLED))
             self._publish(_exit_event(process))
 
-    async def _exit_of(self, process: Process) -> Exit:
+    async def _exit_of(self, process: Process) -> Exit | None:
+        """How the process ended; None for one that was killed and does not end."""
+        ending = asyncio.ensure_future(self._exit_in_guest(process))
+        overdue = asyncio.ensure_future(self._killed_in_vain(process))
+        try:
+            await asyncio.wait({ending, overdue}, return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                return await ending
+            _LOG.error(
+                "killed process does not end, giving it up process=%s after_s=%g",
+                process.name,
+                self._kill_timeout_s,
+            )
+            return None
+        finally:
+            ending.cancel()
+            overdue.cancel()
+
+    async def _exit_in_guest(self, process: Process) -> Exit:
         try:
             ended = await self._agent().wait_process(
                 container_id=process.container_id, exec_id=process.exec_id
@@ -437,6 +467,11 @@ class Pod:
             _LOG.warning("process lost process=%s error=%s", process.name, error)
             return Exit.now(self._lost_status())
         return Exit(ended.exit_code, ended.exited_at_ns)
+
+    async def _killed_in_vain(self, process: Process) -> None:
+        """Return when the process has had its time after SIGKILL."""
+        await process.killed.wait()
+        await asyncio.sleep(self._kill_timeout_s)
 
     async def _watch_machine(self, sandbox: Sandbox) -> None:
         """When the machine is gone, wait for its processes to be told, release it, end the

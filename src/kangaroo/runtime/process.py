@@ -55,6 +55,7 @@ class Process:
     io: ProcessIo | None = None
     stdin_closed: bool = False
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    killed: asyncio.Event = field(default_factory=asyncio.Event)
     _exited: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

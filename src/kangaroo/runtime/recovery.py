@@ -22,15 +22,20 @@ _LOG = logging.getLogger(__name__)
 _CGROUP_TIMEOUT_S = 2.0
 
 
-def cleanup(state_dir: Path, *, flush_s: float = 3.0) -> None:
+def cleanup(
+    state_dir: Path, *, flush_s: float = 3.0, events_kubeconfig: Path | None = None
+) -> None:
     """End the sandbox's processes and take its mounts, control group and files away. Idempotent.
 
     A guest that lost its shim writes its NAS volumes back and powers off by itself; it gets
-    `flush_s` for that. containerd gives `delete` five seconds in all. A directory that does not
-    exist is fine.
+    `flush_s` for that. containerd gives `delete` five seconds in all. What was not written back is
+    said in the log, and with `events_kubeconfig` on the pod. A directory that does not exist is
+    fine.
     """
     if not state_dir.is_dir():
         return
+    state = None
+    flushed = True
     try:
         state = state_file.load(state_dir)
     except (NotFound, FailedPrecondition) as error:
@@ -38,10 +43,12 @@ def cleanup(state_dir: Path, *, flush_s: float = 3.0) -> None:
             "no usable state, only mounts are cleaned up path=%s error=%s", state_dir, error
         )
     else:
-        _end_processes(state, flush_s)
+        flushed = _end_processes(state, flush_s)
         _finish_placeholders(state)
     SharedDirectory(SandboxPaths(state_dir).shared).destroy()
     remove_directory(state_dir)
+    if state is not None and not flushed and events_kubeconfig is not None:
+        _tell(state, events_kubeconfig, flush_s)
 
 
 def remove_directory(state_dir: Path) -> None:
@@ -56,9 +63,12 @@ def remove_directory(state_dir: Path) -> None:
     shutil.rmtree(state_dir, ignore_errors=True)
 
 
-def _end_processes(state: SandboxState, flush_s: float) -> None:
+def _end_processes(state: SandboxState, flush_s: float) -> bool:
+    """Whether the guest ended by itself, which it does when all is written back."""
+    flushed = True
     if state.qemu is not None:
-        if not _wait_gone(state.qemu, flush_s):
+        flushed = _wait_gone(state.qemu, flush_s)
+        if not flushed:
             volumes = ",".join(volume.source for volume in state.volumes) or "none"
             _LOG.warning("guest did not power off, killing it unflushed_volumes=%s", volumes)
         state.qemu.kill()
@@ -71,6 +81,20 @@ def _end_processes(state: SandboxState, flush_s: float) -> None:
             cgroup.remove(path, timeout_s=_CGROUP_TIMEOUT_S)
         except OSError as error:
             _LOG.warning("cgroup stays path=%s error=%s", path, error)
+    return flushed
+
+
+def _tell(state: SandboxState, kubeconfig: Path, flush_s: float) -> None:
+    """Say on the pod which volumes were not written back."""
+    if not (state.pod_namespace and state.pod_name and state.pod_uid):
+        return
+    from kangaroo.runtime.pod_events import PodName, Reason, not_flushed, post
+
+    pod = PodName(state.pod_namespace, state.pod_name, state.pod_uid)
+    error = f"the guest lost its shim and did not power off within {flush_s:g} s"
+    messages = [not_flushed(volume.source, error) for volume in state.volumes]
+    if messages:
+        post(pod, kubeconfig, Reason.NOT_FLUSHED, messages)
 
 
 def _wait_gone(process: ProcessIdentity, timeout_s: float) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kangaroo.errors import FailedPrecondition, KangarooError, NotFound, Unavailable
+from kangaroo.nas import client_identity
 from kangaroo.nas import passthrough as nas_passthrough
 from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.net.plan import GuestNetwork
@@ -25,6 +26,7 @@ from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.host_side import HostSide, Placement
 from kangaroo.runtime.node_mounts import NodeMounts
 from kangaroo.runtime.passthrough import Passthrough, PodVolumes
+from kangaroo.runtime.pod_events import PodEvents, PodName, Reason, not_flushed
 from kangaroo.runtime.shared_dir import RootfsMount
 from kangaroo.runtime.sizing import machine_size
 from kangaroo.runtime.streams import StreamHub, StreamSet
@@ -34,15 +36,15 @@ from kangaroo.wire.agent_protocol import PROTOCOL_VERSION
 
 _LOG = logging.getLogger(__name__)
 
-_POD_UID = "io.kubernetes.cri.sandbox-uid"
-
 __all__ = ["RootfsMount", "Sandbox"]
 
 
 class Sandbox:
     """One running sandbox. Made by `boot`; every method may be called again."""
 
-    def __init__(self, host: HostSide, agent: AgentClient, volumes: Passthrough) -> None:
+    def __init__(
+        self, host: HostSide, agent: AgentClient, volumes: Passthrough, events: PodEvents
+    ) -> None:
         assert host.machine is not None
         assert host.hub is not None
         self.agent = agent
@@ -50,6 +52,7 @@ class Sandbox:
         self._machine = host.machine
         self._hub = host.hub
         self._volumes = volumes
+        self._events = events
         self._shutdown: asyncio.Task[None] | None = None
 
     @property
@@ -99,7 +102,8 @@ class Sandbox:
         hub = host.hub
         assert hub is not None
         host.forward_ports(lambda port: port_forward.guest_port(agent, hub, port))
-        return cls(host, agent, _passthrough(host, agent, policy, network))
+        events = PodEvents(placement.pod, config.events_kubeconfig)
+        return cls(host, agent, _passthrough(host, agent, policy, network, events), events)
 
     async def create_container(
         self,
@@ -226,6 +230,7 @@ class Sandbox:
             await self.agent.aclose()
         finally:
             await self._host.release()
+        await self._events.flush()
         _LOG.info("sandbox gone sandbox=%s", self.id)
 
     async def _flush(self) -> None:
@@ -234,20 +239,18 @@ class Sandbox:
             await self._machine.resume()
             flushed = await self.agent.shutdown(timeout_s=self._host.config.shutdown_timeout_s)
         except KangarooError as error:
-            volumes = ",".join(volume.source for volume in self._host.state.volumes) or "none"
-            _LOG.error(
-                "guest did not flush sandbox=%s volumes=%s error=%s", self.id, volumes, error
-            )
+            _LOG.error("guest did not flush sandbox=%s error=%s", self.id, error)
+            for recorded in self._host.state.volumes:
+                self._not_flushed(recorded.source, "the guest does not answer")
             return
         sources = {volume.volume_id: volume.source for volume in self._host.state.volumes}
         for volume in flushed:
             if not volume.flushed:
-                _LOG.error(
-                    "NAS volume not flushed sandbox=%s source=%s error=%s",
-                    self.id,
-                    sources.get(volume.volume_id, "unknown"),
-                    volume.error,
-                )
+                self._not_flushed(sources.get(volume.volume_id, "unknown"), str(volume.error))
+
+    def _not_flushed(self, source: str, error: str) -> None:
+        _LOG.error("NAS volume not flushed sandbox=%s source=%s error=%s", self.id, source, error)
+        self._events.tell(Reason.NOT_FLUSHED, not_flushed(source, error))
 
 
 def _plan(
@@ -257,13 +260,15 @@ def _plan(
     annotations = spec.get("annotations") or {}
     policy = nas_passthrough.policy(annotations)
     admission.check_sandbox(spec)
+    pod = PodName.of(annotations)
+    identity = client_identity.kernel_parameter(pod.uid if pod else None, sandbox_id)
     placement = Placement(
         sandbox_id=sandbox_id,
         size=machine_size(annotations, config),
         netns=admission.network_namespace(spec),
         cgroups_path=(spec.get("linux") or {}).get("cgroupsPath"),
-        pod_uid=annotations.get(_POD_UID),
-        kernel_parameters=oci.kernel_parameters(spec),
+        pod=pod,
+        kernel_parameters=(*oci.kernel_parameters(spec), identity),
     )
     config.require_guest_image()
     config.credentials()
@@ -329,11 +334,16 @@ def _network_message(network: GuestNetwork) -> dict[str, list[dict[str, Any]]]:
 
 
 def _passthrough(
-    host: HostSide, agent: AgentClient, policy: PassthroughPolicy, network: GuestNetwork
+    host: HostSide,
+    agent: AgentClient,
+    policy: PassthroughPolicy,
+    network: GuestNetwork,
+    events: PodEvents,
 ) -> Passthrough:
     config = host.config
     # Without a pod there is no kubelet directory, and nothing below it to take over.
-    pod_directory = config.kubelet_root.resolve() / "pods" / (host.placement.pod_uid or "none")
+    pod = host.placement.pod
+    pod_directory = config.kubelet_root.resolve() / "pods" / (pod.uid if pod else "none")
     return Passthrough(
         policy=policy,
         pod=PodVolumes(pod_directory, network.addresses),
@@ -342,6 +352,7 @@ def _passthrough(
         save=host.save,
         mount_timeout_s=config.nas_mount_timeout_s,
         node=NodeMounts(unmount_timeout_s=config.unmount_timeout_s),
+        tell=events.tell,
     )
 
 

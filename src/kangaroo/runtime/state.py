@@ -94,6 +94,8 @@ class SandboxState:
 
     sandbox_id: str
     pod_uid: str | None = None
+    pod_namespace: str | None = None
+    pod_name: str | None = None
     cgroup: str | None = None
     qemu: ProcessIdentity | None = None
     virtiofsd: ProcessIdentity | None = None
