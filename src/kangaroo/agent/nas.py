@@ -80,6 +80,10 @@ class Volumes:
         """Where the volume is mounted. Raises NotFound."""
         return self._find(volume_id).mount_point
 
+    def flags(self, volume_id: str) -> tuple[str, ...]:
+        """The mount flags that the volume was mounted with. Raises NotFound."""
+        return self._find(volume_id).request[2]
+
     async def mount(
         self,
         *,
