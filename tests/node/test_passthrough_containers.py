@@ -134,7 +134,7 @@ def connections(space: pods.Space, client: str) -> int:
 
 
 def test_crashing_container_has_its_volume_every_time(space: pods.Space, directory: Path) -> None:
-    assert restarts(space, "crashing") == CRASHES
+    again(space, "crashing", CRASHES)
     waiting.event(space, "several", "container crashing", reason="BackOff", timeout_s=60)
     assert noted(directory, "crashing") == [in_this_guest(space)] * (CRASHES + 1)
 
@@ -214,11 +214,11 @@ def restarts(space: pods.Space, name: str) -> int:
     return int(space.status("several", name)["restartCount"])
 
 
-def again(space: pods.Space, name: str) -> None:
-    """Wait until a container of the pod `several`, or its sidecar, runs for the second time."""
+def again(space: pods.Space, name: str, times: int = 1) -> None:
+    """Wait until a container of the pod `several`, or its sidecar, runs after so many restarts."""
     kind = "initContainerStatuses" if name == "sidecar" else "containerStatuses"
     mine = f'.status.{kind}[?(@.name=="{name}")]'
-    for what in ("restartCount}=1", "ready}=true"):
+    for what in (f"restartCount}}={times}", "ready}=true"):
         waiting.condition(space, f"jsonpath={{{mine}.{what}", "several", timeout_s=waiting.START_S)
 
 
