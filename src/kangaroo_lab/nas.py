@@ -1,8 +1,8 @@
 """The NAS: nfs-ganesha in a namespace of its own, serving a directory of the machine.
 
 NFS v3 and v4.0 to v4.2 over TCP. `/` is exported whole, so every directory beneath it can be
-mounted by its path; `/nodeonly` refuses everyone but nodes, `/readonly` takes no writes. Stopping
-and partitioning it are real.
+mounted by its path; `/nodeonly` refuses everyone but nodes, `/readonly` takes no writes, and
+`/squashed` takes root for nobody. Stopping and partitioning it are real.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kangaroo_lab.network import Network
 from kangaroo_lab.state import Store
 
 PORT = 2049
-DIRECTORIES = ("csi", "nodeonly", "readonly")
+DIRECTORIES = ("csi", "nodeonly", "readonly", "squashed")
 _PORTMAPPER, _MOUNTD = 111, 20048
 _INSIDE = "/srv/nas"
 _CONFIG = "/run/ganesha.conf"

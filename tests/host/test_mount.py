@@ -136,3 +136,6 @@ def test_errors_name_the_path(tmp_path: Path) -> None:
     assert invalid.value.filename == str(tmp_path)
     with pytest.raises(FileNotFoundError):
         mount.bind(absent, tmp_path, read_only=True)
+    with pytest.raises(FileNotFoundError) as nowhere:
+        mount.bind(tmp_path, absent, read_only=True)
+    assert nowhere.value.filename == str(absent)

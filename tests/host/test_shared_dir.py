@@ -13,6 +13,7 @@ import pytest
 
 from kangaroo.errors import InvalidRequest, MountFailed, Unsupported
 from kangaroo.linux import mount, mountinfo
+from kangaroo.runtime import shared_dir
 from kangaroo.runtime.shared_dir import RootfsMount, SharedDirectory
 
 pytestmark = [
@@ -31,8 +32,8 @@ def shared(tmp_path: Path) -> Iterator[SharedDirectory]:
     assert not directory.root.exists()
 
 
-def bind(shared: SharedDirectory, number: int, source: Path) -> Path:
-    asyncio.run(shared.bind("c1", number, str(source), timeout_s=10))
+def bind(shared: SharedDirectory, number: int, source: Path, *, read_only: bool = False) -> Path:
+    asyncio.run(shared.bind("c1", number, str(source), read_only=read_only, timeout_s=10))
     return shared.root / "c1" / "mounts" / str(number)
 
 
@@ -59,6 +60,23 @@ def test_removal_leaves_the_sources_alone(shared: SharedDirectory, tmp_path: Pat
     assert list(shared.root.iterdir()) == []
 
 
+def in_a_slave_namespace(script: str, path: Path) -> subprocess.Popen[str]:
+    """A shell that waits for a line and then runs `script` on `path`, in a mount namespace made
+    before that is a slave of ours: as virtiofsd.
+    """
+    slave = ("unshare", "--mount", "--propagation", "slave")
+    watcher = subprocess.Popen(
+        [*slave, "sh", "-c", f"echo; read x; {script}", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert watcher.stdout is not None
+    watcher.stdout.readline()
+    return watcher
+
+
 def test_a_later_mount_below_a_volume_is_seen_also_from_a_slave_namespace(
     shared: SharedDirectory, tmp_path: Path
 ) -> None:
@@ -67,26 +85,7 @@ def test_a_later_mount_below_a_volume_is_seen_also_from_a_slave_namespace(
     mount.bind(source, source)
     mount.make_shared(source)
     try:
-        # As virtiofsd: a mount namespace made first, that is a slave of ours.
-        watcher = subprocess.Popen(
-            [
-                *(
-                    "unshare",
-                    "--mount",
-                    "--propagation",
-                    "slave",
-                    "sh",
-                    "-c",
-                    "echo; read x; ls $0",
-                ),
-                str(shared.root / "c1" / "mounts" / "0" / "late"),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert watcher.stdout is not None
-        watcher.stdout.readline()
+        watcher = in_a_slave_namespace("ls $0", shared.root / "c1" / "mounts" / "0" / "late")
         target = bind(shared, 0, source)
         mount.mount("late", source / "late", "tmpfs")
         (source / "late" / "seen").touch()
@@ -94,6 +93,27 @@ def test_a_later_mount_below_a_volume_is_seen_also_from_a_slave_namespace(
         assert watcher.communicate("go\n", timeout=20)[0].strip() == "seen"
     finally:
         mount.umount(source, mount.UmountFlag.DETACH)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_read_only_volume_is_so_for_virtiofsd(
+    shared: SharedDirectory, tmp_path: Path, remote: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the guest says: a remount there must not make it writable."""
+    source = volume(tmp_path)
+    if remote:  # as on a server that may be dead: by a child
+        fstype = mountinfo.covering(str(source), mountinfo.read())
+        assert fstype is not None
+        monkeypatch.setattr(shared_dir, "_NETWORK_FSTYPES", {fstype.fstype})
+    where = shared.root / "c1" / "mounts" / "0"
+    watcher = in_a_slave_namespace("cat $0/data; touch $0/new", where)
+    assert bind(shared, 0, source, read_only=True) == where
+    heard, _ = watcher.communicate("go\n", timeout=20)
+    assert heard.startswith("kept")
+    assert "Read-only file system" in heard
+    (source / "new").touch()
+    assert (bind(shared, 1, source) / "new").exists()
+    (shared.root / "c1" / "mounts" / "1" / "newer").touch()
 
 
 def test_an_overlay_root(shared: SharedDirectory, tmp_path: Path) -> None:

@@ -233,7 +233,8 @@ class Volumes:
         except OSError as error:
             if error.errno in (errno.EXDEV, errno.ELOOP):
                 raise InvalidRequest(what, "it leads out of the volume") from error
-            raise
+            number = error.errno or errno.EIO
+            raise OSError(number, f"{os.strerror(number)}, {what}") from error
 
     def _find(self, volume_id: str) -> Volume:
         volume = self._volumes.get(volume_id)
@@ -353,7 +354,8 @@ def _bind_beneath(mount_point: str, subpath: str, create: bool, target: str) -> 
     """In the child: resolve, make the place, bind."""
     root = os.open(mount_point, os.O_PATH | os.O_DIRECTORY)
     try:
-        found = _found_beneath(root, subpath, create)
+        # Looking even "." up needs the right to enter, which a server may deny to root.
+        found = _found_beneath(root, subpath, create) if subpath else os.dup(root)
     finally:
         os.close(root)
     try:

@@ -1,4 +1,7 @@
-"""mount(2), umount2(2) and mount_setattr(2). Every function raises OSError that names the path."""
+"""mount(2) and umount2(2); open_tree(2), mount_setattr(2) and move_mount(2) for read-only binds.
+
+Every function raises OSError that names the path.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,15 @@ import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_SYS_MOUNT_SETATTR = 442  # the same number on every architecture; Linux 5.12
+# The same numbers on every architecture; Linux 5.2 and 5.12.
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_MOUNT_SETATTR = 442
 _AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 0x1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _MOUNT_ATTR_RDONLY = 0x1
 
 
@@ -89,31 +98,57 @@ def bind(
 ) -> None:
     """Mount `source` on `target` once more; with `recursive` the mounts beneath it too.
 
-    A read-only bind that cannot be made read-only is taken away again.
+    A read-only bind is read-only from the moment it is there, and so are the copies of it that
+    propagation makes: later changes of its flags would not reach those. Its other flags are kept.
     """
-    flags = MountFlag.BIND | (MountFlag.REC if recursive else MountFlag.NONE)
-    mount(os.fsdecode(source), target, flags=flags)
     if not read_only:
+        flags = MountFlag.BIND | (MountFlag.REC if recursive else MountFlag.NONE)
+        mount(os.fsdecode(source), target, flags=flags)
         return
+    depth = _AT_RECURSIVE if recursive else 0
+    tree = _open_tree(source, depth)
     try:
-        set_read_only(target, recursive=recursive)
-    except OSError:
-        umount(target, UmountFlag.DETACH)
-        raise
+        _set_read_only(tree, target, depth)
+        _attach(tree, target)
+    finally:
+        os.close(tree)
 
 
-def set_read_only(target: str | os.PathLike[str], *, recursive: bool = False) -> None:
-    """Make the mount at `target` read-only, keeping its other flags (a remount would drop nosuid
-    and the like).
-    """
+def _open_tree(source: str | os.PathLike[str], depth: int) -> int:
+    """A copy of the mount at `source`, attached nowhere."""
+    tree: int = _libc.syscall(
+        ctypes.c_long(_SYS_OPEN_TREE),
+        ctypes.c_int(_AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(source)),
+        ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | depth),
+    )
+    if tree < 0:
+        raise _last_error(source)
+    return tree
+
+
+def _set_read_only(tree: int, target: str | os.PathLike[str], depth: int) -> None:
     attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
     status = _libc.syscall(
         ctypes.c_long(_SYS_MOUNT_SETATTR),
-        ctypes.c_int(_AT_FDCWD),
-        ctypes.c_char_p(os.fsencode(target)),
-        ctypes.c_uint(_AT_RECURSIVE if recursive else 0),
+        ctypes.c_int(tree),
+        ctypes.c_char_p(b""),
+        ctypes.c_uint(_AT_EMPTY_PATH | depth),
         ctypes.byref(attributes),
         ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+    if status != 0:
+        raise _last_error(target)
+
+
+def _attach(tree: int, target: str | os.PathLike[str]) -> None:
+    status = _libc.syscall(
+        ctypes.c_long(_SYS_MOVE_MOUNT),
+        ctypes.c_int(tree),
+        ctypes.c_char_p(b""),
+        ctypes.c_int(_AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(target)),
+        ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
     )
     if status != 0:
         raise _last_error(target)

@@ -215,6 +215,7 @@ class Sandbox:
                 container_id,
                 bind.index,
                 bind.source,
+                read_only=bind.read_only,
                 timeout_s=self._host.config.unmount_timeout_s,
             )
             placements[bind.index] = oci.SharedBind(bind.index)

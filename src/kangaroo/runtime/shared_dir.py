@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import stat
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import kangaroo
 from kangaroo.errors import InvalidRequest, MountFailed, Unsupported
-from kangaroo.linux import mount, mountinfo
+from kangaroo.linux import bind, mount, mountinfo
 from kangaroo.linux.mount import MountFlag, UmountFlag
 from kangaroo.linux.process import run
 
 _LOG = logging.getLogger(__name__)
 
+_BIND = (sys.executable, "-P", "-S", "-m", bind.__name__)
 _NETWORK_FSTYPES = {"nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.sshfs", "9p"}
 _FLAGS = {
     "ro": MountFlag.RDONLY,
@@ -73,18 +77,24 @@ class SharedDirectory:
         for entry in rootfs:
             flags, data = _parse_options(entry.options)
             place = _below(target, entry.target)
-            fstype = "" if flags & MountFlag.BIND else entry.type
             try:
-                mount.mount(entry.source, place, fstype, flags, data)
-                if flags & MountFlag.BIND and flags & MountFlag.RDONLY:
-                    mount.set_read_only(place)
+                if flags & MountFlag.BIND:
+                    recursive, read_only = MountFlag.REC in flags, MountFlag.RDONLY in flags
+                    mount.bind(entry.source, place, recursive=recursive, read_only=read_only)
+                else:
+                    mount.mount(entry.source, place, entry.type, flags, data)
             except OSError as error:
                 raise MountFailed(
                     entry.source, ",".join(entry.options), str(error), errno=error.errno
                 ) from error
 
-    async def bind(self, container_id: str, number: int, source: str, *, timeout_s: float) -> None:
+    async def bind(
+        self, container_id: str, number: int, source: str, *, read_only: bool, timeout_s: float
+    ) -> None:
         """Bind `source` on `<container>/mounts/<number>`; it may be a directory or a regular file.
+
+        `read_only` is enforced here on the node: what the guest makes of its own mount is up to
+        whoever is root there.
 
         Raises InvalidRequest when it does not exist, Unsupported for a socket or a device,
         MountFailed, and DeadlineExceeded when it lies on a network file system whose server does
@@ -101,10 +111,10 @@ class SharedDirectory:
         try:
             if remote:
                 # A path on a dead server blocks mount(2) too; in a child it can be given up.
-                argv = ("mount", "--no-canonicalize", "--rbind", source, str(target))
-                await run(argv, timeout_s=timeout_s)
+                argv = (*_BIND, "ro" if read_only else "rw", source, str(target))
+                await run(argv, timeout_s=timeout_s, env=_environment())
             else:
-                mount.bind(source, target, recursive=True)
+                mount.bind(source, target, recursive=True, read_only=read_only)
             mount.make_slave(target, recursive=True)
         except OSError as error:
             raise MountFailed(source, "rbind", str(error), errno=error.errno) from error
@@ -123,6 +133,11 @@ class SharedDirectory:
         _detach_below(self.root)
         with contextlib.suppress(FileNotFoundError):
             self.root.rmdir()
+
+
+def _environment() -> Mapping[str, str]:
+    library = str(Path(kangaroo.__file__).parent.parent)
+    return {**os.environ, "LC_ALL": "C", "PYTHONPATH": library}
 
 
 def _parse_options(options: Sequence[str]) -> tuple[MountFlag, str]:
