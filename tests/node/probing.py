@@ -66,7 +66,8 @@ class Actor:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._heard:
                 left = deadline - time.monotonic()
-                assert left > 0 and selector.select(left), f"{what}: no answer in {ANSWER_S} s"
+                answered = left > 0 and selector.select(left)
+                assert answered, f"{what}: no answer in {ANSWER_S} s"
                 piece = self._process.stdout.read1(65536)  # type: ignore[attr-defined]
                 assert piece, f"{what}: the program ended"
                 self._heard += piece
