@@ -308,8 +308,8 @@ def test_a_lock_orders_what_two_pods_write(space: pods.Space, kind: str) -> None
     `nolock` is for locks within one kernel."""
     with meeting(space, (RUNC, DIRECT), "four") as actors, ThreadPoolExecutor(2) as pool:
         counter, lines = f"counter-{kind}", f"lines-{kind}"
-        for each in (counter, lines):
-            actors[0].expect("put", each, "")
+        for name in (counter, lines):
+            actors[0].expect("put", name, "")
         counted = [pool.submit(each, "count", counter, kind, str(NAMES)) for each in actors]
         assert [each.result() for each in counted] == ["ok", "ok"]
         assert [each("get", counter).strip() for each in actors] == [str(2 * NAMES)] * 2
