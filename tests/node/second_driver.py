@@ -33,7 +33,13 @@ def running(lab: Lab) -> Iterator[str]:
     configuration = f'driver_name = "{NAME}"\nwork_dir = "{_WORK}"\n'
     node.exec(["sh", "-c", f"cat > {_CONFIG}"], input=configuration)
     program = ["/opt/kangaroo/bin/kangaroo-csi", "--config", _CONFIG]
-    how = ["--quiet", f"--unit={_UNIT}", "--property=Type=notify", "--property=KillMode=process"]
+    how = [
+        "--quiet",
+        "--collect",
+        f"--unit={_UNIT}",
+        "--property=Type=notify",
+        "--property=KillMode=process",
+    ]
     with contextlib.ExitStack() as stack:
         stack.callback(node.exec, ["rm", "-rf", _CONFIG, _WORK, f"/var/lib/kubelet/plugins/{NAME}"])
         lab.apply(json.dumps(_OBJECT))

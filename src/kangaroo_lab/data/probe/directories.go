@@ -5,10 +5,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
-const many = 300
+// Names so long that it takes several calls of getdents64(2) to list them.
+const many = 120
 
 var directoryProbes = []probe{
 	{"directory-of-many", func(p place) string {
@@ -48,7 +50,7 @@ var directoryProbes = []probe{
 		directory := must(os.Open(string(p)))
 		defer directory.Close()
 		first := len(must(directory.Readdirnames(-1)))
-		check(os.Remove(p.path("file-000")))
+		check(os.Remove(numbered(p, 0)))
 		p.file("later", "")
 		must(directory.Seek(0, io.SeekStart))
 		return fmt.Sprint(first, " then ", len(must(directory.Readdirnames(-1))))
@@ -85,8 +87,12 @@ var directoryProbes = []probe{
 
 func fill(p place) {
 	for n := 0; n < many; n++ {
-		p.file(fmt.Sprintf("file-%03d", n), "")
+		check(os.WriteFile(numbered(p, n), nil, 0o644))
 	}
+}
+
+func numbered(p place, n int) string {
+	return p.path(fmt.Sprintf("%03d-%s", n, strings.Repeat("x", 200)))
 }
 
 type entry struct {
