@@ -87,11 +87,21 @@ var children = map[string]func([]string) string{
 	"hello": func([]string) string { return "hello" },
 }
 
-// check ends a probe whose preparation failed; the outcome says at what.
+// check ends a probe whose preparation failed; the outcome says at what, without
+// the path, which is another one in each pod.
 func check(err error) {
-	if err != nil {
-		panic("unexpected: " + err.Error())
+	if err == nil {
+		return
 	}
+	operation := "call"
+	var onPath *os.PathError
+	var onLink *os.LinkError
+	if errors.As(err, &onPath) {
+		operation = onPath.Op
+	} else if errors.As(err, &onLink) {
+		operation = onLink.Op
+	}
+	panic(fmt.Sprintf("unexpected: %s %s", operation, name(err)))
 }
 
 func must[T any](value T, err error) T {
