@@ -170,7 +170,9 @@ def test_read_only(space: pods.Space, table: dict[str, list[str]], path: str) ->
 
 
 def test_the_operator_sees_whose_volumes_they_are(space: pods.Space, driver: str) -> None:
-    listing = json.loads(space.node.exec(["kangaroo", "volumes", "--json"]).stdout)
+    listing = json.loads(
+        space.node.exec(["/opt/kangaroo/bin/kangaroo", "volumes", "--json"]).stdout
+    )
     mine = {each["path"]: each for each in listing if each["pod"]["uid"] == space.uid(NAME)}
     found = {
         name: mine[f"{PODS_DIR}/{space.uid(NAME)}/volumes/{path.format(space=space.name)}"]
