@@ -11,8 +11,8 @@ from kangaroo_lab import artefacts
 
 def observe(directory: Path) -> dict[str, str]:
     argv = [str(artefacts.probe()), "run", "-dir", str(directory)]
-    found: dict[str, str] = json.loads(run_sync(argv, timeout_s=120))
-    return found
+    lines = run_sync(argv, timeout_s=120).splitlines()
+    return {said["observation"]: said["outcome"] for said in map(json.loads, lines)}
 
 
 def test_observations_repeat_and_leave_nothing(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kangaroo_lab import artefacts
 
@@ -30,10 +30,19 @@ def install(directory: Path) -> None:
     (directory / PROGRAM).chmod(0o755)
 
 
-def say(space: Space, pod: str, program: str, verb: str, directory: str) -> dict[str, Any]:
-    """What a verb of the program prints in a pod."""
-    script = shlex.join([program, verb, "-dir", directory])
-    found: dict[str, Any] = json.loads(space.run(pod, script, timeout_s=RUN_S).stdout)
+def observe(
+    space: Space, pod: str, directory: str, *, program: str, only: Sequence[str] = ()
+) -> dict[str, str]:
+    """Observations of a pod in a directory, all or these: name → outcome."""
+    argv = [program, "run", "-dir", directory, "-only", ",".join(only)]
+    lines = space.run(pod, shlex.join(argv), timeout_s=RUN_S).stdout.splitlines()
+    return {said["observation"]: said["outcome"] for said in map(json.loads, lines)}
+
+
+def crowd(space: Space, pod: str, directory: str, *, program: str) -> dict[str, int]:
+    """What a pod finds in a directory of very many files."""
+    argv = [program, "crowd", "-dir", directory]
+    found: dict[str, int] = json.loads(space.run(pod, shlex.join(argv), timeout_s=RUN_S).stdout)
     return found
 
 

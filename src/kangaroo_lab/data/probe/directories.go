@@ -10,7 +10,7 @@ import (
 )
 
 // Names so long that it takes several calls of getdents64(2) to list them.
-const many = 120
+const many = 60
 
 var directoryProbes = []probe{
 	{"directory-of-many", func(p place) string {
@@ -30,7 +30,7 @@ var directoryProbes = []probe{
 		seen := map[string]bool{}
 		twice := 0
 		for {
-			batch, err := directory.Readdirnames(50)
+			batch, err := directory.Readdirnames(10)
 			for _, entry := range batch {
 				if seen[entry] {
 					twice++

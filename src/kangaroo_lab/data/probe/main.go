@@ -1,7 +1,8 @@
 // Probe observes how a file system behaves to a program: each observation is a
 // name and a short outcome, so that two mounts can be compared by comparing text.
 //
-//	probe run -dir DIR     make every observation in a new directory of DIR, print {name: outcome}
+//	probe run -dir DIR     make every observation, each in a new directory of DIR, and print a line
+//	                       of JSON for each: {"observation", "outcome", "seconds"}
 //	probe crowd -dir DIR   list a directory of very many files, print what was found
 //	probe act -dir DIR     do what standard input says, line by line (act.go)
 //
@@ -16,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 	"time"
 )
 
@@ -50,12 +52,13 @@ func dispatch(arguments []string) error {
 	}
 	flags := flag.NewFlagSet(verb, flag.ContinueOnError)
 	dir := flags.String("dir", "/data", "directory to work in")
+	only := flags.String("only", "", "observations to make, separated by commas; all when empty")
 	if err := flags.Parse(rest); err != nil {
 		return err
 	}
 	switch verb {
 	case "run":
-		return observe(*dir)
+		return observe(*dir, *only)
 	case "crowd":
 		return json.NewEncoder(os.Stdout).Encode(crowd(*dir))
 	case "act":
@@ -64,17 +67,35 @@ func dispatch(arguments []string) error {
 	return fmt.Errorf("no verb %q", verb)
 }
 
-func observe(dir string) error {
-	outcomes := map[string]string{}
+// observation is one line of output.
+type observation struct {
+	Observation string  `json:"observation"`
+	Outcome     string  `json:"outcome"`
+	Seconds     float64 `json:"seconds"`
+}
+
+func observe(dir, only string) error {
+	wanted := map[string]bool{}
+	for _, each := range strings.FieldsFunc(only, func(r rune) bool { return r == ',' }) {
+		wanted[each] = true
+	}
 	for _, suite := range suites {
 		for _, each := range suite {
-			if _, twice := outcomes[each.name]; twice {
-				return fmt.Errorf("two probes are called %s", each.name)
+			if only != "" && !wanted[each.name] {
+				continue
 			}
-			outcomes[each.name] = outcome(dir, each)
+			delete(wanted, each.name)
+			start := time.Now()
+			said := observation{each.name, outcome(dir, each), time.Since(start).Seconds()}
+			if err := json.NewEncoder(os.Stdout).Encode(said); err != nil {
+				return err
+			}
 		}
 	}
-	return json.NewEncoder(os.Stdout).Encode(outcomes)
+	for each := range wanted {
+		return fmt.Errorf("no observation %q", each)
+	}
+	return nil
 }
 
 // outcome runs one probe in a directory of its own, which is removed again.

@@ -154,7 +154,7 @@ var removeProbes = []probe{
 		check(open.Close())
 		return joined("reads "+said(data, readError), "writes "+name(writeError),
 			fact("the name has", content(p.path("old"))), fact(".nfs while open", silly),
-			fact("after", p.silly()))
+			p.settled())
 	}},
 	{"rename-of-open-file", func(p place) string {
 		p.file("a", "one")
@@ -197,7 +197,7 @@ var removeProbes = []probe{
 		check(open.Close())
 		return joined("writes "+name(writeError), "reads "+said(data, readError),
 			"fstat "+name(statError), fact("links", found.Nlink), fact(".nfs while open", silly),
-			fact("after", len(p.names())))
+			p.settled())
 	}},
 	{"unlink-mapped-file", func(p place) string {
 		p.file("a", "one")
@@ -209,7 +209,7 @@ var removeProbes = []probe{
 		copy(memory, "two")
 		read, silly := string(memory), p.silly()
 		check(syscall.Munmap(memory))
-		return joined("reads "+read, fact(".nfs while mapped", silly), fact("after", len(p.names())))
+		return joined("reads "+read, fact(".nfs while mapped", silly), p.settled())
 	}},
 	{"reopen-unlinked-by-proc", func(p place) string {
 		p.file("a", "one")
@@ -235,7 +235,8 @@ var removeProbes = []probe{
 		if during == nil {
 			return "ok"
 		}
-		return joined("while open "+name(during), "after "+name(syscall.Rmdir(p.path("d"))))
+		settled := (p + "/d").settled()
+		return joined("while open "+name(during), settled, "after "+name(syscall.Rmdir(p.path("d"))))
 	}},
 	{"rmdir-of-full-directory", func(p place) string {
 		check(os.MkdirAll(p.path("d/inside"), 0o755))

@@ -9,6 +9,7 @@ import (
 	"sort"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // place is the directory of one probe.
@@ -46,6 +47,17 @@ func (p place) silly() int {
 		}
 	}
 	return count
+}
+
+// settled says whether the names of silly renames go, which an NFS client sees to in the background.
+func (p place) settled() string {
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); {
+		if p.silly() == 0 {
+			return "then gone"
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return "then still there"
 }
 
 // child runs this program as another process and returns what it says.

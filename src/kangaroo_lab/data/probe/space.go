@@ -28,24 +28,24 @@ const (
 	ficlone          = 0x40049409 // linux/fs.h, FICLONE
 	fiemap           = 0xc020660b // linux/fiemap.h, FS_IOC_FIEMAP
 	fsGetFlags       = 0x80086601 // linux/fs.h, FS_IOC_GETFLAGS
-	mebibyte         = 1 << 20
+	unit             = 64 << 10
 )
 
 var spaceProbes = []probe{
 	{"sparse-file", func(p place) string {
 		file := p.open("a", os.O_CREATE|os.O_RDWR)
 		defer file.Close()
-		must(file.WriteAt([]byte("end"), 16*mebibyte))
+		must(file.WriteAt([]byte("end"), 16*unit))
 		check(file.Sync())
 		data := make([]byte, 4096)
-		must(file.ReadAt(data, 8*mebibyte))
+		must(file.ReadAt(data, 8*unit))
 		found := stat(p.path("a"))
-		return joined(fact("size", found.Size), fact("holes take no space", found.Blocks < 8*2048),
+		return joined(fact("size", found.Size), fact("holes take no space", found.Blocks < 8*unit/512),
 			fact("holes are zero", empty(data)))
 	}},
 	{"truncate-to-longer", func(p place) string {
 		path := p.file("a", "one")
-		check(os.Truncate(path, mebibyte))
+		check(os.Truncate(path, unit))
 		return joined(fact("size", stat(path).Size), fact("tail is zero", empty(must(os.ReadFile(path))[3:])))
 	}},
 	{"truncate-to-shorter-and-back", func(p place) string {
@@ -64,32 +64,32 @@ var spaceProbes = []probe{
 		return joined(fact("size", stat(p.path("a")).Size), string(data))
 	}},
 	{"allocate", func(p place) string {
-		return allocated(p, 0, 0, 2*mebibyte, func(file *os.File) string {
+		return allocated(p, 0, 0, 2*unit, func(file *os.File) string {
 			return fact("size", stat(file.Name()).Size)
 		})
 	}},
 	{"allocate-keeping-the-size", func(p place) string {
-		return allocated(p, keepSize, 0, 2*mebibyte, func(file *os.File) string {
+		return allocated(p, keepSize, 0, 2*unit, func(file *os.File) string {
 			return fact("size", stat(file.Name()).Size)
 		})
 	}},
 	{"punch-hole", func(p place) string {
-		return allocated(p, punch|keepSize, 256<<10, 512<<10, holes)
+		return allocated(p, punch|keepSize, unit/4, unit/2, holes)
 	}},
 	{"zero-range", func(p place) string {
-		return allocated(p, zero|keepSize, 256<<10, 512<<10, holes)
+		return allocated(p, zero|keepSize, unit/4, unit/2, holes)
 	}},
 	{"collapse-range", func(p place) string {
-		return allocated(p, collapse, 256<<10, 512<<10, holes)
+		return allocated(p, collapse, unit/4, unit/2, holes)
 	}},
 	{"seek-hole-and-data", func(p place) string {
 		file := p.open("a", os.O_CREATE|os.O_RDWR)
 		defer file.Close()
-		must(file.WriteAt(bytes.Repeat([]byte("x"), mebibyte), 0))
-		must(file.WriteAt(bytes.Repeat([]byte("x"), mebibyte), 8*mebibyte))
+		must(file.WriteAt(bytes.Repeat([]byte("x"), unit), 0))
+		must(file.WriteAt(bytes.Repeat([]byte("x"), unit), 8*unit))
 		check(file.Sync())
 		hole, holeError := file.Seek(0, seekHole)
-		data, dataError := file.Seek(4*mebibyte, seekData)
+		data, dataError := file.Seek(4*unit, seekData)
 		return joined(fact("hole", fmt.Sprint(hole, " ", name(holeError))),
 			fact("data", fmt.Sprint(data, " ", name(dataError))))
 	}},
@@ -130,13 +130,13 @@ var spaceProbes = []probe{
 	}},
 }
 
-// allocated calls fallocate(2) on a file of 1 MiB of text.
+// allocated calls fallocate(2) on a file of one unit of text.
 func allocated(
 	p place, mode uint32, offset, length int64, after func(*os.File) string,
 ) string {
 	file := p.open("a", os.O_CREATE|os.O_RDWR)
 	defer file.Close()
-	must(file.Write(bytes.Repeat([]byte("x"), mebibyte)))
+	must(file.Write(bytes.Repeat([]byte("x"), unit)))
 	check(file.Sync())
 	if err := syscall.Fallocate(int(file.Fd()), mode, offset, length); err != nil {
 		return name(err)

@@ -35,7 +35,7 @@ var systemProbes = []probe{
 				file.Close()
 			}
 		}()
-		for n := 0; n < 500; n++ {
+		for n := 0; n < 100; n++ {
 			file, err := os.Open(p.path("a"))
 			if err != nil {
 				return fmt.Sprint(n, " then ", name(err))
