@@ -99,6 +99,15 @@ def csi_sanity() -> Path:
     return cache.artefact("csi-sanity", inputs, build) / "csi-sanity"
 
 
+def probe() -> Path:
+    """The static program `probe`, which observes how a file system behaves (data/probe)."""
+
+    def build(output: Path) -> None:
+        gobuild.build("probe", ["."], output)
+
+    return cache.artefact("probe", cache.digest(gobuild.sources("probe")), build) / "probe"
+
+
 def node_root() -> Path:
     """A directory with the node's `disk.raw`, `vmlinuz` and `initrd.img`; see `nodeimage`.
 
@@ -221,6 +230,7 @@ def for_tests() -> Mapping[str, Callable[[], object]]:
     """What only the node tests put into a lab, likewise."""
     return {
         "csi-sanity": csi_sanity,
+        "probe": probe,
         "CSI sidecars": sidecar_images,
         "snapshot definitions": snapshot_crds,
     }

@@ -73,6 +73,41 @@ def test_anything_else_is_not_a_nas_volume_of_the_pod(source: str) -> None:
     assert origin(source) == NotNas()
 
 
+def test_a_sub_path_of_a_host_path_is_the_nodes() -> None:
+    """kubelet binds the directory for the pod, but the mount that it is of is the node's."""
+    path = f"{POD}/volume-subpaths/host/web/0"
+    table = TABLE + f"8 1 0:50 / {path} rw shared:6 - nfs nas:/csi/a/b {OPTIONS}\n"
+    assert origin(path, table) == NotNas()
+    mounts = PodMounts(POD, parse(table))
+    assert path not in mounts.mount_points(entry(2)) + mounts.mount_points(entry(4))
+
+
+@pytest.mark.parametrize("name", ["nas", "mount"])
+def test_what_is_mounted_inside_an_empty_dir_is_nobodys_volume(name: str) -> None:
+    scratch = f"{POD}/volumes/kubernetes.io~empty-dir/scratch"
+    subpath = f"{POD}/volume-subpaths/scratch/web/1"
+    table = f"{TABLE}8 1 0:50 / {scratch}/{name} rw shared:8 - nfs nas:/csi {OPTIONS}\n"
+    table += f"9 1 0:50 / {subpath} rw shared:8 - nfs nas:/csi/logs {OPTIONS}\n"
+    for source in (scratch, f"{scratch}/{name}", subpath):
+        assert origin(source, table) == NotNas()
+    assert sorted(PodMounts(POD, parse(table)).mount_points(entry(2))) == sorted((NAS, SUBPATH))
+
+
+def test_an_in_tree_volume_is_one() -> None:
+    volume = f"{POD}/volumes/kubernetes.io~nfs/data"
+    subpath = f"{POD}/volume-subpaths/data/web/0"
+    table = f"8 0 0:52 / {volume} rw shared:8 - nfs4 nas:/csi {OPTIONS}\n"
+    table += f"9 0 0:52 / {subpath} rw shared:8 - nfs4 nas:/csi/a {OPTIONS}\n"
+    assert origin(volume, table) == OnNode(entry(8, table), "")
+    assert origin(subpath, table) == OnNode(entry(8, table), "a")
+
+
+def test_a_bind_that_is_left_of_a_taken_volume_stands_for_itself() -> None:
+    left = f"{POD}/volume-subpaths/pv-nas/web/1"
+    table = TAKEN + f"9 1 0:50 / {left} rw shared:2 - nfs nas:/csi/logs {OPTIONS}\n"
+    assert origin(left, table) == OnNode(entry(9, table), "")
+
+
 def test_the_placeholder_stands_for_its_volume() -> None:
     assert origin(NAS, TAKEN) == OnPlaceholder(entry(2, TAKEN), "")
 

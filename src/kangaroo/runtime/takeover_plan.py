@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kangaroo.errors import FailedPrecondition
 from kangaroo.linux import mountinfo
 from kangaroo.linux.mountinfo import MountEntry
+from kangaroo.nas import kubelet_target
 from kangaroo.nas.placeholder import is_placeholder
 from kangaroo.runtime.oci import Bind
 
@@ -42,17 +43,21 @@ Origin = OnNode | OnPlaceholder | NotNas
 class PodMounts:
     """The node's mount table, seen from one pod's kubelet directory.
 
-    Only what kubelet mounted for this pod is taken over. An NFS mount anywhere else (a hostPath)
-    belongs to the node.
+    Only a volume that kubelet mounted for this pod is taken over. An NFS mount anywhere else
+    belongs to the node: that of a hostPath, also where kubelet binds a directory of it for a
+    subPath, and one that somebody made inside an emptyDir.
     """
 
     def __init__(self, pod_directory: str, entries: Sequence[MountEntry]) -> None:
         self._entries = tuple(entries)
         self._pod_directory = pod_directory
         self._volumes = tuple(
-            entry
+            (target.volume, entry)
             for entry in self._entries
-            if _within(entry.mount_point, f"{pod_directory}/volumes")
+            if _within(entry.mount_point, pod_directory)
+            and (
+                target := kubelet_target.parse(entry.mount_point, posixpath.dirname(pod_directory))
+            )
         )
 
     def origin(self, bind: Bind) -> Origin:
@@ -103,34 +108,43 @@ class PodMounts:
                 hint="kubelet prepares it again when it retries",
             )
 
-    def _on_node(self, entry: MountEntry, inside: str) -> OnNode:
-        volume = self._nearest_volume(entry) or entry
+    def _on_node(self, entry: MountEntry, inside: str) -> Origin:
+        volume = self._volume_of(entry)
+        if volume is None:
+            return NotNas()
         below = _beneath_source(volume.source, entry.source) or ""
         return OnNode(volume, _join(below, inside))
 
     def _on_placeholder(self, entry: MountEntry, inside: str) -> Origin:
-        for volume in self._volumes:
+        for _, volume in self._volumes:
             if volume.device == entry.device and volume.root == "/":
                 return OnPlaceholder(volume, _join(entry.root.strip("/"), inside))
         return NotNas()
 
     def _part_of(self, entry: MountEntry, volume: MountEntry) -> bool:
-        nearest = self._nearest_volume(entry)
-        return nearest is not None and nearest.mount_point == volume.mount_point
+        whole = self._volume_of(entry)
+        return whole is not None and whole.mount_point == volume.mount_point
 
-    def _nearest_volume(self, entry: MountEntry) -> MountEntry | None:
-        """The pod's volume that `entry` is a part of: itself, or the one of the longest source that
-        contains it.
+    def _volume_of(self, entry: MountEntry) -> MountEntry | None:
+        """The pod's volume that `entry` is, or of which kubelet bound a directory for a subPath.
+        None for what is no volume of kubelet's.
+
+        kubelet's path of a subPath names the volume (GetPodVolumeSubpathsDir). A bind that is left
+        of a volume that was taken meanwhile stands for itself.
         """
-        if entry in self._volumes:
-            return entry
-        candidates = [
-            volume
-            for volume in self._volumes
-            if volume.device == entry.device
-            and _beneath_source(volume.source, entry.source) is not None
-        ]
-        return max(candidates, key=lambda volume: len(volume.source), default=None)
+        named = []
+        for name, volume in self._volumes:
+            if volume == entry:
+                return volume
+            if _within(entry.mount_point, f"{self._pod_directory}/volume-subpaths/{name}"):
+                named.append(volume)
+        for volume in named:
+            if (
+                volume.device == entry.device
+                and _beneath_source(volume.source, entry.source) is not None
+            ):
+                return volume
+        return entry if named else None
 
 
 def _within(path: str, directory: str) -> bool:

@@ -1,0 +1,3 @@
+module kangaroo.io/probe
+
+go 1.21

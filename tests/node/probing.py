@@ -1,0 +1,111 @@
+"""The program `probe` (kangaroo_lab/data/probe) in pods: on its own, or led step by step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kangaroo_lab import artefacts
+
+if TYPE_CHECKING:
+    from tests.node.pods import Space
+
+PROGRAM = "probe"
+# Of a whole set of observations on an emulated node, over virtio-fs.
+RUN_S = 400
+ANSWER_S = 150
+
+
+def install(directory: Path) -> None:
+    """Put the program into a directory of the NAS, from where every pod can run it."""
+    shutil.copyfile(artefacts.probe(), directory / PROGRAM)
+    (directory / PROGRAM).chmod(0o755)
+
+
+def observe(
+    space: Space, pod: str, directory: str, *, program: str, only: Sequence[str] = ()
+) -> dict[str, str]:
+    """Observations of a pod in a directory, all or these: name → outcome."""
+    argv = [program, "run", "-dir", directory, "-only", ",".join(only)]
+    lines = space.run(pod, shlex.join(argv), timeout_s=RUN_S).stdout.splitlines()
+    return {said["observation"]: said["outcome"] for said in map(json.loads, lines)}
+
+
+def crowd(space: Space, pod: str, directory: str, *, program: str) -> dict[str, int]:
+    """What a pod finds in a directory of very many files."""
+    argv = [program, "crowd", "-dir", directory]
+    found: dict[str, int] = json.loads(space.run(pod, shlex.join(argv), timeout_s=RUN_S).stdout)
+    return found
+
+
+class Actor:
+    """The program in a pod, which does one thing after the other as it is told."""
+
+    def __init__(self, process: subprocess.Popen[bytes], pod: str) -> None:
+        self._process = process
+        self._pod = pod
+        self._heard = b""
+
+    def __call__(self, verb: str, *words: str) -> str:
+        """Have it done; the outcome."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([verb, *words]).encode() + b"\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._line(f"{self._pod}: {verb} {' '.join(words)}"))
+        assert isinstance(answer, str)
+        return answer
+
+    def expect(self, verb: str, *words: str) -> None:
+        """Have done what prepares an observation."""
+        answer = self(verb, *words)
+        assert answer == "ok", f"{self._pod}: {verb} {words}: {answer}"
+
+    def _line(self, what: str) -> bytes:
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + ANSWER_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._heard:
+                left = deadline - time.monotonic()
+                answered = left > 0 and selector.select(left)
+                assert answered, f"{what}: no answer in {ANSWER_S} s"
+                piece = self._process.stdout.read1(65536)  # type: ignore[attr-defined]
+                assert piece, f"{what}: the program ended"
+                self._heard += piece
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line
+
+
+@contextlib.contextmanager
+def acting(space: Space, pod: str, program: str, directory: str) -> Iterator[Actor]:
+    """An actor in `directory` of the pod, for the block."""
+    command = space.argv("exec", "-i", pod, "--", program, "act", "-dir", directory)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            yield Actor(process, pod)
+        finally:
+            process.kill()
+
+
+def documented(page: Path, heading: str) -> list[Mapping[str, str]]:
+    """The rows of the first table after a heading, by the titles of its columns; texts between
+    backticks without them.
+    """
+    _, _, after = page.read_text().partition(f"\n{heading}\n")
+    lines = [line for line in after.splitlines() if line]
+    start = next(n for n, line in enumerate(lines) if line.startswith("|"))
+    table = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip().strip("`") for cell in line.strip("|").split("|")])
+    titles, _, *rows = table
+    return [dict(zip(titles, row, strict=True)) for row in rows]
