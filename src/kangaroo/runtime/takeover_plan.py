@@ -75,7 +75,7 @@ class PodMounts:
 
     def is_volume(self, entry: MountEntry) -> bool:
         """Whether `entry` is a volume of the pod, and no mere subPath of one."""
-        return entry in self._volumes
+        return any(entry == volume for _, volume in self._volumes)
 
     def mount_points(self, volume: MountEntry) -> tuple[str, ...]:
         """Every mount point of the volume's tree under the pod's directory, deepest and topmost
