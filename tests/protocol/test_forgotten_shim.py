@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,15 @@ async def ended(server: Server, pod: Pod, address: Path) -> asyncio.Event:
     return ending
 
 
+@contextlib.contextmanager
+def listening(address: Path) -> Iterator[None]:
+    """A containerd that answers: the kernel takes connections for whoever listens."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen()
+        yield
+
+
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "_LOOK_S", 0)
@@ -57,8 +68,9 @@ def test_a_pod_lives_on_while_containerd_is_away(tmp_path: Path) -> None:
     async def main() -> None:
         ending = await ended(Server({}), pod_of(tmp_path), address)
         assert not ending.is_set()
-        async with asyncio.timeout(10), await asyncio.start_unix_server(_hang_up, address):
-            await ending.wait()
+        with listening(address):
+            async with asyncio.timeout(10):
+                await ending.wait()
 
     asyncio.run(main())
 
@@ -70,7 +82,7 @@ def test_a_pod_lives_on_while_containerd_is_connected(tmp_path: Path) -> None:
     async def main() -> None:
         server = Server({})
         near, far = socket.socketpair()
-        async with asyncio.timeout(10), await asyncio.start_unix_server(_hang_up, address):
+        with listening(address):
             serving = asyncio.create_task(server.serve_connection(far))
             await turns()
             ending = await ended(server, pod_of(tmp_path), address)
@@ -78,7 +90,8 @@ def test_a_pod_lives_on_while_containerd_is_connected(tmp_path: Path) -> None:
             near.close()
             await serving
             assert not server.connected
-            await ending.wait()
+            async with asyncio.timeout(10):
+                await ending.wait()
 
     asyncio.run(main())
 
@@ -90,7 +103,3 @@ def test_a_shim_without_a_pod_ends(tmp_path: Path) -> None:
         assert (await ended(Server({}), pod, tmp_path / "absent")).is_set()
 
     asyncio.run(main())
-
-
-async def _hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.close()
