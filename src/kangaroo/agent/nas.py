@@ -227,7 +227,8 @@ class Volumes:
         except OSError as error:
             if error.errno in (errno.EXDEV, errno.ELOOP):
                 raise InvalidRequest(what, "it leads out of the volume") from error
-            raise
+            number = error.errno or errno.EIO
+            raise OSError(number, f"{os.strerror(number)}, {what}") from error
 
     def _find(self, volume_id: str) -> Volume:
         volume = self._volumes.get(volume_id)
@@ -326,16 +327,21 @@ def _mountstats(mount_point: str) -> str:
     return ""
 
 
-def _bind_beneath(mount_point: str, subpath: str, create: bool, target: str) -> None:
-    """In the child: resolve, make the place, bind."""
-    root = os.open(mount_point, os.O_PATH | os.O_DIRECTORY)
+def _beneath(root: int, subpath: str, create: bool) -> int:
     try:
-        found = open_beneath(root, subpath, os.O_PATH)
+        return open_beneath(root, subpath, os.O_PATH)
     except FileNotFoundError:
         if not create:
             raise
         # As kubelet does: a directory made for a subPath has the mode of the volume's root.
-        found = ensure_directory_beneath(root, subpath, stat.S_IMODE(os.fstat(root).st_mode))
+        return ensure_directory_beneath(root, subpath, stat.S_IMODE(os.fstat(root).st_mode))
+
+
+def _bind_beneath(mount_point: str, subpath: str, create: bool, target: str) -> None:
+    """In the child: resolve, make the place, bind."""
+    found = root = os.open(mount_point, os.O_PATH | os.O_DIRECTORY)
+    if subpath:  # looking even "." up needs the right to enter, which a server may deny to root
+        found = _beneath(root, subpath, create)
     os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
     if stat.S_ISDIR(os.fstat(found).st_mode):
         os.mkdir(target)
