@@ -5,6 +5,7 @@ The same checks run in a sandbox with passthrough and in a pod of runc, and come
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -233,8 +234,10 @@ def checked_pod(name: str, **rest: Any) -> pods.Document:
 
 @pytest.fixture(scope="module")
 def space(lab: Lab) -> Iterator[pods.Space]:
-    with pods.opened(lab, "access") as space:
+    with contextlib.ExitStack() as afterwards, pods.opened(lab, "access") as space:
         bases = [lab.nas.root / export / space.name for export in ("csi", "squashed")]
+        for base in bases:
+            afterwards.callback(shutil.rmtree, base)
         lay_out(*bases)
         space.apply(
             *volumes(space),
@@ -243,8 +246,6 @@ def space(lab: Lab) -> Iterator[pods.Space]:
         )
         waiting.ready(space, *PODS)
         yield space
-    for base in bases:
-        shutil.rmtree(base)
 
 
 def outcomes(
@@ -277,12 +278,6 @@ def test_flags_of_a_volume_are_those_of_its_binds(space: pods.Space) -> None:
     """Not only of its superblock: crun drops what a bind's source has."""
     for name in PODS:
         mounted = inside.mounted(space, name, "root", *WAYS, "/data")
-        print(
-            {
-                path: (entry.options, entry.super_options, entry.device)
-                for path, entry in mounted.items()
-            }
-        )
         flags = {path: set(entry.options) for path, entry in mounted.items()}
         for path in set(WAYS) - {"/export"}:
             assert "ro" in flags[path], path
@@ -303,7 +298,6 @@ def attempts(*paths: str) -> dict[str, str]:
 def test_no_trick_makes_it_writable(space: pods.Space, name: str) -> None:
     tricks = attempts(*WAYS)
     became = outcomes(space, name, "root", tricks)
-    print(became)
     assert [trick for trick in tricks if became[trick] == "ok"] == []
     writes = {path: f"touch {path}/refused" for path in WAYS}
     assert outcomes(space, name, "root", writes) == dict.fromkeys(writes, READ_ONLY)
