@@ -66,8 +66,9 @@ fuzz: venv ## coverage-guided fuzzing of what volumes may say; FUZZ_S=600
 	@mkdir -p build
 	$(BIN)/python tests/fuzz/csi_parsers.py -max_total_time=$(or $(FUZZ_S),60) -artifact_prefix=build/fuzz-
 
-soak: bootstrap ## the CSI driver's tests in full counts: hours
-	KANGAROO_SOAK=1 $(BIN)/pytest --capture=no tests/node/test_csi_faults.py tests/node/test_provisioning.py
+soak: bootstrap ## the long tests in full counts: hours
+	KANGAROO_SOAK=1 $(BIN)/pytest --capture=no tests/node/test_csi_faults.py tests/node/test_provisioning.py \
+	  tests/node/test_passthrough_semantics.py
 
 lab: bootstrap ## bring the lab up and leave it up
 	$(BIN)/kangaroo lab up
