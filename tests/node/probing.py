@@ -85,9 +85,9 @@ class Actor:
 
 
 @contextlib.contextmanager
-def acting(space: Space, pod: str, program: str, directory: str) -> Iterator[Actor]:
-    """An actor in `directory` of the pod, for the block."""
-    command = space.argv("exec", "-i", pod, "--", program, "act", "-dir", directory)
+def acting(space: Space, pod: str, program: str) -> Iterator[Actor]:
+    """An actor in the pod, for the block; its paths are absolute."""
+    command = space.argv("exec", "-i", pod, "--", program, "act", "-dir", "/")
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             yield Actor(process, pod)

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,22 +31,43 @@ VOLUMES = {"three": "3", "four": "4.2"}
 RUNC, DIRECT, SHARED = "runc", "direct", "shared"
 PODS = (RUNC, DIRECT, SHARED)
 PROGRAM = f"/four/{probing.PROGRAM}"
-CROWD = 100_000 if SOAK else 3_000
-NAMES = 40
-# What is observed in minutes on an emulated node; all of it with KANGAROO_SOAK=1.
+CROWD = 100_000 if SOAK else 1_000
+NAMES = 40 if SOAK else 12
+
+# What is observed: all of it with KANGAROO_SOAK=1, else what takes minutes on an emulated node.
+# Over version 3 only what rests on the version.
 CORE = (
-    *("name-of-255-bytes", "name-of-any-bytes", "hard-link", "symlink", "fifo", "unix-socket"),
-    *("device", "rename-over-open-file", "rename-exchange", "unlink-open-file"),
-    *("unlink-mapped-file", "rmdir-with-open-unlinked-file", "create-exclusive"),
-    *("create-without-a-name", "append-by-two-descriptors", "sparse-file", "allocate"),
-    *("punch-hole", "seek-hole-and-data", "copy-file-range", "xattr-user", "xattr-list"),
-    *("times-set", "time-of-a-write", "modes-after-chown", "flock-by-another-process"),
+    *("name-of-255-bytes", "hard-link", "symlink", "fifo", "unix-socket", "device"),
+    *("rename-over-open-file", "unlink-open-file", "unlink-mapped-file"),
+    *("rmdir-with-open-unlinked-file", "create-exclusive", "append-by-two-descriptors"),
+    *("sparse-file", "punch-hole", "seek-hole-and-data", "xattr-user", "xattr-list"),
+    *("times-set", "time-of-a-write", "flock-by-another-process"),
     *("flock-exclusive-on-a-read-only-descriptor", "flock-against-fcntl"),
-    *("fcntl-by-another-process", "fcntl-of-a-killed-process", "lease", "mmap-shared-write"),
-    *("mmap-shared-sees-write", "direct-io", "inotify", "inotify-of-unlinked-open-file"),
-    *("directory-emptied-while-listed", "user-creates", "statfs-type", "file-handle"),
-    "user-with-the-20th-supplementary-group",
+    *("fcntl-by-another-process", "lease", "mmap-shared-write", "mmap-shared-sees-write"),
+    *("direct-io", "inotify", "directory-emptied-while-listed", "statfs-type"),
 )
+CORE_3 = (
+    *("flock-by-another-process", "flock-against-fcntl", "punch-hole", "seek-hole-and-data"),
+    *("unlink-open-file", "statfs-type"),
+)
+VERSIONED = (
+    *("allocate", "punch-hole", "zero-range", "seek-hole-and-data", "copy-file-range", "clone"),
+    *("xattr-user", "xattr-list", "acl-posix", "unlink-open-file", "rename-over-open-file"),
+    *("rmdir-with-open-unlinked-file", "name-of-any-bytes", "statfs-type", "file-handle"),
+    *("time-of-birth", "create-exclusive", "direct-io", "flock-by-two-opens"),
+    *("flock-by-another-process", "flock-exclusive-on-a-read-only-descriptor"),
+    *("flock-of-a-directory", "flock-against-fcntl", "fcntl-against-flock"),
+    *("fcntl-by-another-process", "fcntl-of-ranges", "fcntl-lost-by-any-close"),
+    *("fcntl-write-lock-on-a-read-only-descriptor", "ofd-by-two-opens"),
+    *("lock-that-is-waited-for", "flock-of-a-killed-process", "fcntl-of-a-killed-process"),
+    "lease",
+)
+OBSERVED: Mapping[str, Sequence[str]] = {
+    "three": VERSIONED if SOAK else CORE_3,
+    "four": () if SOAK else CORE,
+}
+# An outcome over virtio-fs that is not the same every time, and so is not compared.
+VARIES = "varies"
 
 Outcomes = Mapping[str, str]
 
@@ -55,7 +76,9 @@ Outcomes = Mapping[str, str]
 def base(lab: Lab) -> Iterator[Path]:
     """A directory of the NAS, as the NAS itself sees it, in which each pod has its own."""
     path: Path = lab.nas.root / "csi" / f"semantics-{secrets.token_hex(4)}"
-    for name in ("", "crowd", "pairs", *(f"{each}-{v}" for each in PODS for v in VOLUMES)):
+    own = [f"{name}-{volume}" for name in PODS for volume in VOLUMES]
+    shared = [f"pairs/{meeting}" for meeting in PLACES.values()]
+    for name in ("", "crowd", "pairs", *own, *shared):
         (path / name).mkdir()
         (path / name).chmod(0o777)
     for number in range(CROWD):
@@ -92,9 +115,10 @@ def seen(space: pods.Space) -> Mapping[tuple[str, str], Outcomes]:
     """What was observed, by pod and volume, in all pods at once."""
 
     def observe(name: str) -> list[Outcomes]:
-        only = () if SOAK else CORE
-        places = [f"/{volume}/{name}-{volume}" for volume in VOLUMES]
-        return [probing.observe(space, name, each, program=PROGRAM, only=only) for each in places]
+        return [
+            probing.observe(space, name, f"/{volume}/{name}-{volume}", program=PROGRAM, only=only)
+            for volume, only in OBSERVED.items()
+        ]
 
     with ThreadPoolExecutor(len(PODS)) as pool:
         found = dict(zip(PODS, pool.map(observe, PODS), strict=True))
@@ -119,18 +143,18 @@ def test_passthrough_is_as_the_nodes_own_mount(
 
 
 def test_virtio_fs_differs_as_the_page_says(seen: Mapping[tuple[str, str], Outcomes]) -> None:
-    found = {
-        (name, VOLUMES[volume]): outcomes
-        for volume in VOLUMES
-        for name, outcomes in differences(seen[RUNC, volume], seen[SHARED, volume]).items()
-    }
-    observed = seen[RUNC, "four"].keys()
     said = {}
     for row in probing.documented(PAGE, "#### One pod: how virtio-fs differs"):
         for version in row["NFS"].split(", "):
-            if row["observation"] in observed:
-                said[row["observation"], version] = (row["NFS mount"], row["virtio-fs"])
-    assert found == said
+            said[row["observation"], version] = (row["NFS mount"], row["virtio-fs"])
+    rows = []
+    for volume, version in VOLUMES.items():
+        found = differences(seen[RUNC, volume], seen[SHARED, volume])
+        for name in seen[RUNC, volume]:
+            if found.get(name) != said.get((name, version)):
+                cells = " | ".join(f"`{cell}`" for cell in found.get(name, ("as NFS",)))
+                rows.append(f"| `{name}` | {version} | {cells} |")
+    assert rows == [], "the page should say:\n" + "\n".join(rows)
 
 
 def test_a_directory_of_very_many_files(space: pods.Space) -> None:
@@ -251,11 +275,17 @@ SCENES: Mapping[str, Scene] = {
     "flock": lock("flock"),
     "append-without-lock": append_without_lock,
     "inotify-of-the-other-pod": remote_events,
-    "unlinked-by-the-other-pod": unlinked_elsewhere,
-    "replaced-by-the-other-pod": replaced_elsewhere,
     "race-to-create": race("create"),
     "race-to-make-directories": race("mkdir"),
     "race-to-link": race("link"),
+    # Last, for virtiofsd mistakes a new file for the removed one whose inode number it has.
+    "unlinked-by-the-other-pod": unlinked_elsewhere,
+    "replaced-by-the-other-pod": replaced_elsewhere,
+}
+SCENES_3 = ("fcntl-lock", "flock", "unlinked-by-the-other-pod")
+PLAYED: Mapping[str, Sequence[str]] = {
+    "three": (*SCENES,) if SOAK else SCENES_3,
+    "four": (*SCENES,),
 }
 # The one that looks, and the one that does. A guest with passthrough and the node are two kernels
 # that mount one NAS, as two nodes are; pods of runc on one node have one kernel.
@@ -263,75 +293,75 @@ PAIRS = ((RUNC, DIRECT), (DIRECT, RUNC), (SHARED, DIRECT), (RUNC, "neighbour"))
 TITLES = dict(zip(PAIRS[1:], ("two kernels", "virtio-fs", "one kernel"), strict=True))
 
 
-@contextlib.contextmanager
-def meeting(space: pods.Space, pair: tuple[str, str], volume: str) -> Iterator[tuple[Actor, Actor]]:
-    """Both pods of a pair with actors in one directory of a volume."""
-    with contextlib.ExitStack() as stack:
-        one, other = (
-            stack.enter_context(probing.acting(space, name, PROGRAM, f"/{volume}/pairs"))
-            for name in pair
-        )
-        yield one, other
+# Each meeting has a directory of its own, which was there before.
+PLACES = {
+    (pair, volume, name): f"{'-'.join(pair)}-{volume}-{name}"
+    for volume, names in PLAYED.items()
+    for pair in PAIRS
+    for name in names
+}
 
 
 @pytest.fixture(scope="module")
-def met(space: pods.Space) -> Mapping[tuple[tuple[str, str], str], Outcomes]:
+def actors(space: pods.Space) -> Iterator[Mapping[str, Actor]]:
+    """One in each pod."""
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(probing.acting(space, name, PROGRAM))
+            for name in (*PODS, "neighbour")
+        }
+
+
+Met = Mapping[tuple[tuple[str, str], str], Outcomes]
+
+
+@pytest.fixture(scope="module")
+def met(actors: Mapping[str, Actor]) -> Met:
     """What pairs of pods observed of each other, by pair and volume."""
-
-    def play(pair: tuple[str, str], volume: str) -> Outcomes:
-        found = {}
-        with meeting(space, pair, volume) as (here, there):
-            for name, scene in SCENES.items():
-                place = f"{'-'.join(pair)}-{volume}-{name}"
-                there.expect("mkdir", place)
-                found[name] = scene(here, there, place)
-        return found
-
-    keys = [(pair, volume) for pair in PAIRS for volume in VOLUMES]
-    with ThreadPoolExecutor(len(PAIRS)) as pool:
-        outcomes = pool.map(lambda key: play(*key), keys)
-        return dict(zip(keys, outcomes, strict=True))
+    found: dict[tuple[tuple[str, str], str], dict[str, str]] = {}
+    for (pair, volume, name), place in PLACES.items():
+        here, there = (actors[each] for each in pair)
+        outcome = SCENES[name](here, there, f"/{volume}/pairs/{place}")
+        found.setdefault((pair, volume), {})[name] = outcome
+    return found
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("volume", VOLUMES)
-def test_pods_with_passthrough_meet_others_as_nodes_do(
-    met: Mapping[tuple[tuple[str, str], str], Outcomes], volume: str
-) -> None:
+def test_pods_with_passthrough_meet_others_as_nodes_do(met: Met, volume: str) -> None:
     assert differences(met[(RUNC, DIRECT), volume], met[(DIRECT, RUNC), volume]) == {}
 
 
-def test_pods_meet_as_the_page_says(
-    met: Mapping[tuple[tuple[str, str], str], Outcomes],
-) -> None:
+def test_pods_meet_as_the_page_says(met: Met) -> None:
     said = {}
     for row in probing.documented(PAGE, "#### Two pods on one directory"):
         for version in row["NFS"].split(", "):
-            said[row["observation"], version] = {title: row[title] for title in TITLES.values()}
-    found = {
-        (name, version): {title: met[pair, volume][name] for pair, title in TITLES.items()}
-        for volume, version in VOLUMES.items()
-        for name in SCENES
-    }
-    assert found == said
+            for title in TITLES.values():
+                said[row["observation"], version, title] = row[title]
+    for pair, volume, name in PLACES:
+        if pair in TITLES:
+            expected = said[name, VOLUMES[volume], TITLES[pair]]
+            if pair[0] != SHARED or expected != VARIES:
+                assert met[pair, volume][name] == expected, (name, volume, pair)
 
 
 @pytest.mark.parametrize("kind", ["fcntl", "flock"])
-def test_a_lock_orders_what_two_pods_write(space: pods.Space, kind: str) -> None:
+def test_a_lock_orders_what_two_pods_write(actors: Mapping[str, Actor], kind: str) -> None:
     """A counter and appended lines, each change under the lock: none is lost. Over version 4, for
     `nolock` is for locks within one kernel."""
-    with meeting(space, (RUNC, DIRECT), "four") as actors, ThreadPoolExecutor(2) as pool:
-        counter, lines = f"counter-{kind}", f"lines-{kind}"
-        for name in (counter, lines):
-            actors[0].expect("put", name, "")
-        counted = [pool.submit(each, "count", counter, kind, str(NAMES)) for each in actors]
+    both = [actors[name] for name in (RUNC, DIRECT)]
+    counter, lines = f"/four/pairs/counter-{kind}", f"/four/pairs/lines-{kind}"
+    for path in (counter, lines):
+        both[0].expect("put", path, "")
+    with ThreadPoolExecutor(2) as pool:
+        counted = [pool.submit(each, "count", counter, kind, str(NAMES)) for each in both]
         assert [each.result() for each in counted] == ["ok", "ok"]
-        assert [each("get", counter).strip() for each in actors] == [str(2 * NAMES)] * 2
+        assert [each("get", counter).strip() for each in both] == [str(2 * NAMES)] * 2
         appended = [
             pool.submit(each, "append", lines, kind, line, str(NAMES))
-            for each, line in zip(actors, ("from the node", "from the guest"), strict=True)
+            for each, line in zip(both, ("from the node", "from the guest"), strict=True)
         ]
         assert [each.result() for each in appended] == ["ok", "ok"]
-        for each in actors:
+        for each in both:
             found = each("get", lines).splitlines()
             assert sorted(found) == ["from the guest"] * NAMES + ["from the node"] * NAMES

@@ -95,7 +95,7 @@ var verbs = map[string]func(actor, []string) string{
 		a.watchers[w[0]] = watch(a.path(w[0]))
 		return "ok"
 	},
-	"events": func(a actor, w []string) string { return a.watchers[w[0]].events(2 * time.Second) },
+	"events": func(a actor, w []string) string { return a.watchers[w[0]].events(time.Second) },
 	"race":   func(a actor, w []string) string { return race(a, w[0], w[1], number(w[2])) },
 	"count":  func(a actor, w []string) string { return count(a.path(w[0]), w[1], number(w[2])) },
 	"append": func(a actor, w []string) string {

@@ -2,12 +2,10 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 )
 
 const (
@@ -103,21 +101,20 @@ var specialProbes = []probe{
 		// The address has room for 108 bytes.
 		check(os.Chdir(string(p)))
 		defer os.Chdir("/")
-		listener := must(net.Listen("unix", "s"))
-		defer listener.Close()
-		go func() {
-			if connection, err := listener.Accept(); err == nil {
-				connection.Write([]byte("through"))
-				connection.Close()
-			}
-		}()
+		listener, caller := socket(), socket()
+		defer syscall.Close(listener)
+		defer syscall.Close(caller)
+		address := &syscall.SockaddrUnix{Name: "s"}
+		check(syscall.Bind(listener, address))
+		check(syscall.Listen(listener, 1))
 		isSocket := stat("s").Mode&syscall.S_IFMT == syscall.S_IFSOCK
-		connection := must(net.Dial("unix", "s"))
-		defer connection.Close()
-		connection.SetDeadline(time.Now().Add(patience / 2))
-		data := make([]byte, 16)
-		n, err := connection.Read(data)
+		check(syscall.Connect(caller, address))
+		must(syscall.Write(caller, []byte("through")))
+		called, _, err := syscall.Accept(listener)
 		check(err)
+		defer syscall.Close(called)
+		data := make([]byte, 16)
+		n := must(syscall.Read(called, data))
 		return joined(fact("is socket", isSocket), string(data[:n]))
 	}},
 	{"device", func(p place) string {
@@ -208,6 +205,8 @@ var removeProbes = []probe{
 		check(os.Remove(p.path("a")))
 		copy(memory, "two")
 		read, silly := string(memory), p.silly()
+		// What is not written back holds the file, for half a minute.
+		check(syncMemory(memory))
 		check(syscall.Munmap(memory))
 		return joined("reads "+read, fact(".nfs while mapped", silly), p.settled())
 	}},
@@ -329,6 +328,8 @@ func renamed(from, to string, flags uintptr) string {
 	}
 	return joined("ok", fact("moved", content(to) == before), filepath.Base(from)+" "+swapped)
 }
+
+func socket() int { return must(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)) }
 
 func said(data []byte, err error) string {
 	if err != nil {
