@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# How many labs the node tier runs its files on at once.
-LABS ?= auto
-NODE_TIER := --verbose --numprocesses $(LABS) --dist loadgroup --no-loadscope-reorder tests/node
+# On how many labs at once the node tier runs its files. More than one pay where processors are whole cores.
+LABS ?= 1
+SEVERAL := --numprocesses $(LABS) --dist loadgroup --no-loadscope-reorder
+NODE_TIER := --verbose $(if $(filter-out 1,$(LABS)),$(SEVERAL)) tests/node
 LOCKS := requirements/dev.txt requirements/node.txt pyproject.toml
 BOOTSTRAP := PYTHONPATH=src $(PYTHON) -m kangaroo_lab.bootstrap
 
@@ -55,7 +56,7 @@ test-protocol: venv ## the protocol tier: both peers in memory
 test-host: bootstrap ## the host tier: root, namespaces, mounts, QEMU
 	$(BIN)/pytest tests/host
 
-test-node: bootstrap ## the node tier: the lab, end to end; LABS=1 for one lab at a time
+test-node: bootstrap ## the node tier: the lab, end to end; LABS=2 for two labs at once
 	$(BIN)/pytest $(NODE_TIER)
 
 csi-sanity: bootstrap ## the CSI project's conformance suite against the driver, in the lab

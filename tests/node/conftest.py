@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
     from kangaroo_lab.node import Node
 
-# A node keeps one processor busy, and takes 5 GiB; its control plane and NAS take the rest.
-_MEMORY_OF_A_LAB = 8 << 30
-_MOST_LABS = 2
 # Those that run for many minutes, the longest first, so that the others fill the end.
 _LONG = (
     "test_mission",
@@ -90,20 +87,18 @@ def second_node(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Node]:
             lab.remove_node()
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """As many labs as the machine bears, and not more than there is work for."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    processors = len(os.sched_getaffinity(0))
-    return max(1, min(processors, memory // _MEMORY_OF_A_LAB, _MOST_LABS))
-
-
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file, and those that share the sidecars, go to one worker; the longest first."""
-    mine = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
-    for item in mine:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    if len(mine) == len(items):
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is for `make soak` alone is left out elsewhere. For workers: tests of a file, and those
+    that share the sidecars, go to one of them; the longest first.
+    """
+    if not os.environ.get("KANGAROO_SOAK"):
+        left_out = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    if hasattr(config, "workerinput"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
         items.sort(key=_turn)
 
 

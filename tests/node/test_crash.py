@@ -210,7 +210,7 @@ def test_node_reset(lab: Lab, victim: Victim) -> None:
     assert len(traces.network_namespaces(node)) == len(namespaces)
 
 
-@pytest.mark.skipif(not SOAK, reason="hours: make soak")
+@pytest.mark.soak
 @pytest.mark.timeout(PODS * (KILLS_OF_A_POD + 1) * LIFE_S)
 def test_random_kills(space: pods.Space, directory: Path, chance: random.Random) -> None:
     killed = dict.fromkeys(PARTS, 0)
