@@ -82,7 +82,6 @@ class Victim:
     space: pods.Space = field(repr=False)
     directory: Path = field(repr=False)
     name: str
-    ends: int = 0
 
     def document(self) -> pods.Document:
         one = container("one", WRITE, mounts={"/data": "nas"})
@@ -111,14 +110,14 @@ class Victim:
         """Wait until `records` records were told; the block then ends the container. It comes back,
         with its volume in the guest, and what was told is on the NAS.
         """
+        ending = self.space.status(self.name, "one")["containerID"]
         argv = self.space.argv("logs", "--follow", f"--tail={records}", self.name)
         with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as log:
             assert log.stdout is not None
             told = [int(log.stdout.readline()) for _ in range(records)]
             try:
                 yield
-                self.ends += 1
-                waiting.restarted(self.space, self.name, "one", count=self.ends)
+                waiting.replaced(self.space, self.name, "one", ending)
             finally:
                 log.terminate()
             told += map(int, log.stdout.read().split())

@@ -41,6 +41,19 @@ def restarted(
     condition(space, f"jsonpath={{{mine}.ready}}=true", name, timeout_s=timeout_s)
 
 
+def replaced(space: pods.Space, name: str, container: str, container_id: str) -> None:
+    """Wait until another container than `container_id` runs as `container`. Restarts are no measure:
+    kubelet counts attempts, and one that finds its sandbox gone is one.
+    """
+    status: pods.Document = {}
+    for document in changes(space, name, timeout_s=START_S):
+        found = document["status"].get("containerStatuses", ())
+        status = next((each for each in found if each["name"] == container), {})
+        if status.get("ready") and status["containerID"] != container_id:
+            return
+    raise AssertionError(f"{name}: {container} was not replaced in {START_S} s: {status}")
+
+
 def condition(space: pods.Space, what: str, *names: str, timeout_s: float) -> None:
     """`kubectl wait --for=WHAT`; on failure the pods' description is in the error."""
     targets = [f"pod/{name}" for name in names]
