@@ -42,8 +42,8 @@ def restarted(
 
 
 def replaced(space: pods.Space, name: str, container: str, container_id: str) -> None:
-    """Wait until another container than `container_id` runs as `container`. Restarts are no measure:
-    kubelet counts attempts, and one that finds its sandbox gone is one.
+    """Wait until another container than `container_id` runs as `container`. Restarts are no
+    measure: kubelet counts attempts, and one that finds its sandbox gone is one.
     """
     status: pods.Document = {}
     for document in changes(space, name, timeout_s=START_S):
