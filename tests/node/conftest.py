@@ -89,11 +89,13 @@ def second_node(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Node]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is for `make soak` alone is left out elsewhere. For workers: tests of a file, and those
-    that share the sidecars, go to one of them; the longest first.
+    """What is for `make soak` is left out elsewhere, unless its file is named. For workers: tests of
+    a file, and those that share the sidecars, go to one of them; the longest first.
     """
     if not os.environ.get("KANGAROO_SOAK"):
-        left_out = [item for item in items if item.get_closest_marker("soak")]
+        named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
+        marked = (item for item in items if item.get_closest_marker("soak"))
+        left_out = [item for item in marked if item.path not in named]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
     if hasattr(config, "workerinput"):

@@ -19,6 +19,8 @@ from tests.node.pods import PASSTHROUGH, container, pod
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
+pytestmark = pytest.mark.soak
+
 PODS = ("guest", "node")
 USER, GROUP, FS_GROUP, OTHER_GROUP, FOREIGN_GROUP = 1000, 1001, 2000, 3000, 4000
 NOBODY = 65534

@@ -18,6 +18,8 @@ from kangaroo.nas import placeholder
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
+pytestmark = pytest.mark.soak
+
 NFS = ("nfs", "nfs4")
 NAME = "others"
 PODS_DIR = "/var/lib/kubelet/pods"

@@ -20,6 +20,8 @@ from kangaroo_lab.nas import Failure
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
+pytestmark = pytest.mark.soak
+
 OUTAGE_S = 120 if SOAK else 20
 # shutdown_timeout_s: the default, or one that leaves `make test` some time.
 FLUSH_S = 60 if SOAK else 15

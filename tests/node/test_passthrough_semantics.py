@@ -25,6 +25,8 @@ from tests.node.probing import Actor
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
+pytestmark = pytest.mark.soak
+
 PAGE = Path(__file__).parents[2] / "docs/passthrough.md"
 # Volume of the pods → NFS version.
 VOLUMES = {"three": "3", "four": "4.2"}

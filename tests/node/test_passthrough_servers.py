@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
     from kangaroo_lab.node import Node
 
+pytestmark = pytest.mark.soak
+
 SHARE = "/csi/servers"
 HOST_NAME = "nas.lab"  # in the node's /etc/hosts, and in no guest's
 ODD_PATH = f"{SHARE}/two words/ünï-数据"

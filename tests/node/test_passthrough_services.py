@@ -18,6 +18,8 @@ from tests.node.pods import PASSTHROUGH, container, pod
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
+pytestmark = pytest.mark.soak
+
 NFS = ("nfs", "nfs4")
 # What is restarted at once. The pods of a round are started by what came of the one before.
 TOGETHER = [f"{UNIT} kubelet", "containerd"]
