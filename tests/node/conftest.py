@@ -89,8 +89,8 @@ def second_node(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Node]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is for `make soak` is left out elsewhere, unless its file is named. For workers: tests of
-    a file, and those that share the sidecars, go to one of them; the longest first.
+    """What is for `make soak` is left out elsewhere, unless its file is named. For workers: tests
+    of a file, and those that share the sidecars, go to one of them; the longest first.
     """
     if not os.environ.get("KANGAROO_SOAK"):
         named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
