@@ -193,6 +193,7 @@ def test_killed_parts(victim: Victim, chance: random.Random) -> None:
         kill(victim, part, chance)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(3 * LIFE_S)
 def test_node_reset(lab: Lab, victim: Victim) -> None:
     """The node loses its power, and boots again."""
