@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from kangaroo.linux.process import run_sync
 from kangaroo_lab import network as net
 
 _TIMEOUT_S = 20
-_CONNECT_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,38 +67,13 @@ class Keys:
             argv += ["-o", f"{name}={value}"]
         return net.inside(self.namespace, *argv, f"root@{address}", "--", quoted(remote))
 
-    @contextlib.contextmanager
-    def forwarded(self, address: str, remote: str) -> Iterator[Path]:
-        """A unix socket here for the socket `remote` of the node at `address`. Who connects to it
-        is connected to `remote` anew. Raises CommandFailed, DeadlineExceeded.
-        """
-        with tempfile.TemporaryDirectory(prefix="kangaroo-forward-") as directory:
-            local = Path(directory, "socket")
-            forward = ("-L", f"{local}:{remote}")
-            try:
-                self._control(address, "forward", *forward)
-            except CommandFailed:
-                # No connection is shared just now; any command makes one.
-                run_sync(self.command(address, "true"), timeout_s=_CONNECT_S)
-                self._control(address, "forward", *forward)
-            yield local
-            with contextlib.suppress(CommandFailed):  # it ended with its connection
-                self._control(address, "cancel", *forward)
-
     def close(self, address: str) -> None:
         """End the shared connection, if there is one."""
-        if self._shared(address).exists():
+        path = self.directory / f"ssh-{address}"
+        if path.exists():
+            command = ["ssh", "-F", "none", "-o", f"ControlPath={path}", "-O", "exit", address]
             with contextlib.suppress(CommandFailed):  # one that ended a moment ago is as good
-                self._control(address, "exit")
-
-    def _shared(self, address: str) -> Path:
-        return self.directory / f"ssh-{address}"
-
-    def _control(self, address: str, verb: str, *options: str) -> None:
-        """Have the process that holds the shared connection do something (ssh(1), `-O`)."""
-        path = f"ControlPath={self._shared(address)}"
-        command = ["ssh", "-F", "none", "-o", path, "-O", verb, *options, address]
-        run_sync(command, timeout_s=_TIMEOUT_S)
+                run_sync(command, timeout_s=_TIMEOUT_S)
 
 
 def quoted(argv: Sequence[str]) -> str:

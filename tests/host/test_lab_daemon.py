@@ -12,17 +12,9 @@ import pytest
 
 from kangaroo.errors import DeadlineExceeded, Unavailable
 from kangaroo_lab import daemon, leftovers, readiness
-from kangaroo_lab import network as net
 from kangaroo_lab.network import Network
 
 pytestmark = pytest.mark.host
-
-
-@pytest.fixture(autouse=True)
-def apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lab that is up is none of these tests' business: its namespaces are not looked into."""
-    monkeypatch.setattr(net, "LAB", "kangaroo-t-none")
-    monkeypatch.setattr(net, "NAS", "kangaroo-t-none")
 
 
 @pytest.fixture

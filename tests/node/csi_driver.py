@@ -90,6 +90,7 @@ class Driver:
 def driving(lab: Lab) -> Iterator[Driver]:
     """The driver of node1, and at the end a proof that nothing was left on the node."""
     node = lab.nodes["node1"]
+    csi_calls.install(node)
     driver = Driver(lab, node, f"/run/kangaroo-csi-test-{secrets.token_hex(2)}")
     node.exec(["mkdir", driver.root])
     yield driver

@@ -228,6 +228,7 @@ def _directories(lab: Lab, count: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _targets(node: Node) -> Iterator[None]:
+    csi_calls.install(node)
     node.exec(["mkdir", "--parents", _TARGETS])
     yield
     # Not empty means that a driver has left something: that is an error.

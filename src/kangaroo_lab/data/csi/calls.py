@@ -1,0 +1,62 @@
+"""Calls of CSI drivers, made on the node itself over their sockets. Reads JSON, writes JSON.
+
+Runs on the node with the driver's own Python packages, not in the caller's process. Standard input
+is a list of rounds, a round a list of {"socket", "method", "request", "timeout_s"}; with "kill":
+{"pid", "after_s"} a process is killed so long after the call was made. The calls of a round are
+made at once, each in its own thread; rounds follow each other. Standard output is the answers in
+the same shape: {"code", "message", "seconds", "response"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+
+from kangaroo.wire.gen import csi_pb2, csi_pb2_grpc
+
+
+def call(channels: Mapping[str, grpc.Channel], one: dict[str, Any]) -> dict[str, Any]:
+    method: str = one["method"]
+    node = method.startswith("Node")
+    service = csi_pb2_grpc.NodeStub if node else csi_pb2_grpc.ControllerStub
+    stub = service(channels[one["socket"]])
+    request = getattr(csi_pb2, f"{method}Request")()
+    json_format.ParseDict(one["request"], request)
+    started = time.monotonic()
+    if kill := one.get("kill"):
+        threading.Timer(kill["after_s"], os.kill, (kill["pid"], signal.SIGKILL)).start()
+    answer: dict[str, Any]
+    try:
+        response = getattr(stub, method)(request, timeout=one["timeout_s"], wait_for_ready=True)
+        answer = {"code": "OK", "message": "", "response": json_format.MessageToDict(response)}
+    except grpc.RpcError as error:
+        answer = {"code": error.code().name, "message": error.details(), "response": {}}
+    return answer | {"seconds": time.monotonic() - started}
+
+
+def main() -> None:
+    rounds = json.load(sys.stdin)
+    most = max(map(len, rounds))
+    sockets = {one["socket"] for calls in rounds for one in calls}
+    with ExitStack() as opened, ThreadPoolExecutor(most) as pool:
+        channels = {
+            path: opened.enter_context(grpc.insecure_channel(f"unix:{path}")) for path in sockets
+        }
+        answers = [list(pool.map(partial(call, channels), calls)) for calls in rounds]
+    json.dump(answers, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
