@@ -29,7 +29,7 @@ PARTS = tuple(traces.PROGRAMS)
 # Kubelet's back-off doubles with every restart of a container, so a pod is killed three times and
 # then replaced.
 KILLS_OF_A_POD = 3
-PODS = 34 if SOAK else 0
+PODS = 34 if SOAK else 1
 LIFE_S = 300
 RECORD_BYTES = 1000
 # How many records at most are awaited before a kill, and how long after the last one it comes.
@@ -193,7 +193,6 @@ def test_killed_parts(victim: Victim, chance: random.Random) -> None:
         kill(victim, part, chance)
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(3 * LIFE_S)
 def test_node_reset(lab: Lab, victim: Victim) -> None:
     """The node loses its power, and boots again."""
