@@ -275,7 +275,7 @@ class Lab:
         if before >= nodes:
             return False
         added = [self._node(index) for index in range(before + 1, nodes + 1)]
-        steps = Steps([*(node.name for node in added), _READY], logs=self.logs)
+        steps = self._progress([*(node.name for node in added), _READY])
         try:
             for node in added:
                 with steps.step(node.name):

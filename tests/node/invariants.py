@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tests.node import probe
+from tests.node.pods import NFS
 
 from kangaroo.nas.passthrough import ANNOTATION_ENABLE
 from kangaroo.nas.placeholder import PLACEHOLDER_FSTYPE, PLACEHOLDER_SOURCE
@@ -29,7 +30,6 @@ Census = Mapping[str, Any]
 
 # Kubelet takes stock of its pods every few seconds; a guest that lost its shim writes back first.
 SETTLE_S = 180
-NFS = ("nfs", "nfs4")
 _ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _UID = re.compile(r"(?:/pods/|-pod)([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12})")
 _VOLUME = re.compile(rf"{probe.KUBELET_PODS}/([^/]+)/volumes/kubernetes\.io~csi/[^/]+/mount")

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tests.node import probe
+
 from kangaroo.linux import mountinfo
 from kangaroo.linux.netns import run_in
 
@@ -29,7 +31,7 @@ BUSYBOX = "registry.cn-hangzhou.aliyuncs.com/acs/busybox:v1.29.2"
 ENABLE = "storage.alibabacloud.com/enable_nas_passthrough"
 FALLBACK = "kangaroo.io/nas-passthrough-fallback"
 PASSTHROUGH: Mapping[str, str] = {ENABLE: "true"}
-TASKS = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
+NFS = ("nfs", "nfs4")
 # The lab's NAS serves this directory to nodes only, not to pods.
 NODE_ONLY = "/nodeonly"
 _VOLUME_KINDS = ("PersistentVolume", "PersistentVolumeClaim")
@@ -245,12 +247,18 @@ class Space:
         table = mountinfo.parse(self.node.exec(["cat", "/proc/self/mountinfo"]).stdout)
         return [entry for entry in table if f"/pods/{uid}/" in entry.mount_point]
 
+    def nfs_mounts(self, *names: str) -> list[mountinfo.MountEntry]:
+        """The NFS mounts that the node has for pods."""
+        return [
+            entry for name in names for entry in self.mounts(self.uid(name)) if entry.fstype in NFS
+        ]
+
     def sandbox(self, uid: str) -> str:
         """The id of the sandbox that the pod `uid` now runs in, as containerd knows it."""
         query = f'labels."io.kubernetes.pod.uid"=={uid},labels."io.cri-containerd.kind"==sandbox'
         argv = ["ctr", "--namespace", "k8s.io", "containers", "list", "-q", query]
         of_pod = set(self.node.exec(argv).stdout.split())
-        running = set(self.node.exec(["ls", TASKS]).stdout.split())
+        running = set(self.node.exec(["ls", probe.TASKS]).stdout.split())
         (found,) = of_pod & running
         return found
 

@@ -120,7 +120,7 @@ class Race:
                 raise AssertionError(f"{pod} does not answer:\n{self._space.describe(pod)}")
             time.sleep(_PAUSE_S)
         racer.life, *lines = said.stdout.splitlines()
-        nfs = [line for line in lines if line.split()[2] in invariants.NFS]
+        nfs = [line for line in lines if line.split()[2] in pods.NFS]
         if len(nfs) != 1 or len(lines) != 1:
             yield f"pod {pod} has on /data: {lines}"
 

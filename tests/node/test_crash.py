@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.node import pods, traces, waiting
+from tests.node import pods, probe, traces, waiting
 from tests.node.csi_driver import SOAK
 from tests.node.pods import PASSTHROUGH, container, pod
 
@@ -62,7 +62,7 @@ cd "$bundle"
 echo '{{}}' > config.json
 containerd-shim-kangaroo-v2 -namespace k8s.io -address /run/containerd/containerd.sock \\
     -id "$id" start > address < /dev/null
-directory={traces.SANDBOXES}/$id
+directory={probe.SANDBOXES}/$id
 kill -KILL "$(cat "$directory/shim.pid")"
 touch --date='1 hour ago' "$directory"
 cd /

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.node import pods, waiting
+from tests.node import inside, pods, waiting
 from tests.node.pods import PASSTHROUGH, container, pod
 
-from kangaroo.linux import mountinfo
 from kangaroo.nas import placeholder
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 STATS_S = 180
 OPTIONS = "noresvport,nolock,rsize=65536,wsize=65536,timeo=700"
 READ_AHEAD_KIB = 1024
-NFS = ("nfs", "nfs4")
 STOP_WITH_3 = "trap 'exit 3' TERM; while :; do sleep 3600 & wait $!; done"
 
 
@@ -80,16 +78,10 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
         yield space
 
 
-def nfs_of(space: pods.Space, name: str) -> list[str]:
-    """The mount points on the node of NFS mounts for the pod."""
-    entries = space.mounts(space.uid(name))
-    return [entry.mount_point for entry in entries if entry.fstype in NFS]
-
-
 def read_ahead_file(space: pods.Space) -> str:
     """Where the node keeps how far it reads ahead on the mount of the pod `plain`."""
-    (device,) = (entry.device for entry in space.mounts(space.uid("plain")) if entry.fstype in NFS)
-    return f"/sys/class/bdi/{device}/read_ahead_kb"
+    (mount,) = space.nfs_mounts("plain")
+    return f"/sys/class/bdi/{mount.device}/read_ahead_kb"
 
 
 def mount_line(space: pods.Space, name: str, path: str, *, container: str = "one") -> list[str]:
@@ -112,7 +104,7 @@ def test_node_holds_a_placeholder_and_no_nfs(space: pods.Space) -> None:
     volumes = [entry for entry in entries if entry.mount_point.endswith("/mount")]
     assert len(volumes) == 2, entries
     assert all(placeholder.is_placeholder(entry) for entry in volumes), volumes
-    assert nfs_of(space, "direct") == []
+    assert space.nfs_mounts("direct") == []
 
 
 @pytest.mark.parametrize("version", ["vers=3", r"vers=4\.1"])
@@ -123,12 +115,12 @@ def test_the_pod_is_told_of_each_volume_in_its_guest(space: pods.Space, version:
 
 def test_without_the_annotation_the_node_mounts_and_shares(space: pods.Space) -> None:
     assert mount_line(space, "shared", "/data")[2] == "virtiofs"
-    assert len(nfs_of(space, "shared")) == 1
+    assert len(space.nfs_mounts("shared")) == 1
 
 
 def test_runc_pod_uses_the_nodes_mount(space: pods.Space) -> None:
     assert mount_line(space, "plain", "/data")[2] == "nfs"
-    assert len(nfs_of(space, "plain")) == 1
+    assert len(space.nfs_mounts("plain")) == 1
 
 
 def test_data_is_seen_by_all_and_by_the_nas(space: pods.Space, directory: Path) -> None:
@@ -154,9 +146,8 @@ def test_options_are_in_force_in_the_guest(space: pods.Space) -> None:
 
 
 def test_read_ahead_is_the_nodes(space: pods.Space) -> None:
-    table = mountinfo.parse(space.say("direct", "cat /proc/self/mountinfo", container="one"))
-    device = {entry.mount_point: entry.device for entry in table}
-    files = " ".join(f"/sys/class/bdi/{device[path]}/read_ahead_kb" for path in ("/data", "/four"))
+    mounts = inside.mounted(space, "direct", "one", "/data", "/four").values()
+    files = " ".join(f"/sys/class/bdi/{mount.device}/read_ahead_kb" for mount in mounts)
     found = space.say("direct", f"cat {files}", container="one").split()
     assert found == [str(READ_AHEAD_KIB), "128"]  # the kernel's own is 128
 
@@ -228,13 +219,13 @@ def test_restarted_container_has_its_volume_after_a_kubelet_restart(space: pods.
     # mounts.
     space.apply(simple_pod("later", runtime=None))
     waiting.ready(space, "later")
-    assert nfs_of(space, "direct") == []
+    assert space.nfs_mounts("direct") == []
     # The shell that kills may end with its container.
     space.run("direct", "kill -TERM 1", container="two", check=False)
     waiting.restarted(space, "direct", "two")
     assert mount_line(space, "direct", "/data", container="two")[2] == "nfs"
     assert space.say("direct", "cat /data/from-init", container="two") == "prepared"
-    assert nfs_of(space, "direct") == []
+    assert space.nfs_mounts("direct") == []
 
 
 def test_graceful_delete_flushes_what_was_written(space: pods.Space, directory: Path) -> None:
@@ -251,6 +242,6 @@ def test_fallback_to_virtio_fs_when_the_guest_cannot_mount(space: pods.Space) ->
     space.apply(*volume, pod("fallback", one, annotations=how, volumes=[pods.claim("refusing")]))
     waiting.ready(space, "fallback")
     assert mount_line(space, "fallback", "/data")[2] == "virtiofs"
-    assert len(nfs_of(space, "fallback")) == 1
+    assert len(space.nfs_mounts("fallback")) == 1
     says = f"virtio-fs.*{pods.NODE_ONLY} .*guest at 10.*EACCES.*refuses this guest"
     waiting.event(space, "fallback", says, reason="NASPassthroughFallback", timeout_s=60)

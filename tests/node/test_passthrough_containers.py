@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.node import inside, pods, waiting
-from tests.node.pods import IDLE, PASSTHROUGH, container, pod
+from tests.node.pods import IDLE, NFS, PASSTHROUGH, container, pod
 
 from kangaroo.linux.netns import run_in
 from kangaroo.wire.agent_protocol import NAS_DIRECTORY
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.soak
 
 DATA = {"/data": "nas"}
-NFS = ("nfs", "nfs4")
 # Each pod, where its volume is mounted, and as what its container sees it.
 WHERE = {"several": "guest", "shared": "node", "plain": "node"}
 SEEN = {"several": "nfs", "shared": "virtiofs", "plain": "nfs"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.node import pods, second_driver, waiting
-from tests.node.pods import PASSTHROUGH, container, pod
+from tests.node.pods import NFS, PASSTHROUGH, container, pod
 
 from kangaroo.nas import placeholder
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.soak
 
-NFS = ("nfs", "nfs4")
 NAME = "others"
 PODS_DIR = "/var/lib/kubelet/pods"
 # Volume of the pod → where kubelet mounts it, below the pod's volumes.

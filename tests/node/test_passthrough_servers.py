@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.node import pods, waiting
+from tests.node import inside, pods, waiting
 from tests.node.pods import PASSTHROUGH, container, pod
 
 from kangaroo.linux import mountinfo
@@ -179,7 +179,7 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
 
 def in_container(space: pods.Space, name: str) -> dict[str, MountEntry]:
     """The mount table of a pod's container, by mount point."""
-    table = mountinfo.parse(space.say(name, "cat /proc/self/mountinfo", container="one") + "\n")
+    table = inside.table(space, name, "one")
     return {entry.mount_point.removeprefix("/"): entry for entry in table}
 
 
@@ -216,7 +216,7 @@ def test_every_option_that_was_asked_for_is_in_force(
 
 def test_the_node_has_none_of_them(space: pods.Space) -> None:
     entries = space.mounts(space.uid("direct"))
-    left = {entry.mount_point for entry in entries if entry.fstype in ("nfs", "nfs4")}
+    left = {entry.mount_point for entry in entries if entry.fstype in pods.NFS}
     assert all("locks-of-three" in mount_point for mount_point in left), left
     assert len(left) == 1, "a volume that the guest refused stays mounted on the node"
 
@@ -333,7 +333,7 @@ def test_one_volume_on_two_nodes(space: pods.Space, far: str, second_node: Node)
     table = in_container(space, far)
     assert (table["locks"].fstype, table["tuned"].fstype) == ("nfs4", "nfs")
     entries = mountinfo.parse(second_node.exec(["cat", "/proc/self/mountinfo"]).stdout)
-    assert [entry for entry in entries if entry.fstype in ("nfs", "nfs4")] == []
+    assert [entry for entry in entries if entry.fstype in pods.NFS] == []
     for writer, reader in ((far, "direct"), ("direct", far), (far, "plain")):
         name = f"{writer}-to-{reader}"
         space.run(writer, f"echo {name} > /locks/{name} && sync", container="one")

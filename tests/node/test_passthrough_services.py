@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.soak
 
-NFS = ("nfs", "nfs4")
 # What is restarted at once. The pods of a round are started by what came of the one before.
 TOGETHER = [f"{UNIT} kubelet", "containerd"]
 ROUNDS = [UNIT, "kubelet", "containerd", *TOGETHER, "containerd kubelet"] if SOAK else TOGETHER
@@ -112,16 +111,6 @@ def tell(space: pods.Space, script: str) -> None:
     nas_client.run_on(space.node, f"{space.lab.nas.address}:/csi/services", script)
 
 
-def nfs_of_node(space: pods.Space, *names: str) -> list[str]:
-    """The mount points on the node of NFS mounts for the pods."""
-    return [
-        entry.mount_point
-        for name in names
-        for entry in space.mounts(space.uid(name))
-        if entry.fstype in NFS
-    ]
-
-
 def last_logged(space: pods.Space) -> int:
     said = space.kubectl("logs", "steady", "--container", "writer", "--tail=1").stdout
     return int(said)
@@ -165,7 +154,7 @@ def test_services_restart(space: pods.Space, directory: Path, number: int) -> No
     waiting.ready(space, *starting)
     for name in ("steady", *starting):
         assert space.say(name, "mount | grep /data | grep -c nfs") == "1"
-    assert nfs_of_node(space, "steady", *starting) == []
+    assert space.nfs_mounts("steady", *starting) == []
     # The one that ran went on: the same sandbox, no record lost, its log goes on.
     assert space.sandbox(space.uid("steady")) == steady
     assert space.status("steady", "writer")["restartCount"] == 0

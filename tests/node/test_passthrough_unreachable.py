@@ -35,7 +35,6 @@ LOSSES, SLOT_S = (0, 30, 60, 100), (0.1, 1.5)
 # Nodes find it in /etc/hosts; guests have no resolver that knows it.
 NAME = "nas.lab"
 PATH = "/csi/unreachable"
-NFS = ("nfs", "nfs4")
 
 
 def one(name: str, *containers: str, annotations: dict[str, str] | None = None) -> pods.Document:
@@ -83,11 +82,6 @@ def blocked(space: pods.Space) -> pods.Space:
     return space
 
 
-def on_node(space: pods.Space, name: str) -> list[str]:
-    """The mount points on the node of the pod's NFS mounts."""
-    return [each.mount_point for each in space.mounts(space.uid(name)) if each.fstype in NFS]
-
-
 def fstypes(space: pods.Space, name: str, container: str, path: str = "/data") -> list[str]:
     """What is mounted on `path`, by the container's own mount table."""
     table = space.say(name, "cat /proc/mounts", container=container).splitlines()
@@ -97,8 +91,8 @@ def fstypes(space: pods.Space, name: str, container: str, path: str = "/data") -
 def test_a_guest_without_a_way_says_so_and_the_node_keeps_the_mount(blocked: pods.Space) -> None:
     says = rf"{NAME}:{PATH} .*the guest at 10\..*ETIMEDOUT.*cannot reach the server"
     waiting.event(blocked, "waiting", says, reason="Failed", timeout_s=waiting.START_S + MOUNT_S)
-    (mount_point,) = on_node(blocked, "waiting")
-    assert blocked.node.exec(["cat", f"{mount_point}/before"]).stdout == "was there\n"
+    (mount,) = blocked.nfs_mounts("waiting")
+    assert blocked.node.exec(["cat", f"{mount.mount_point}/before"]).stdout == "was there\n"
 
 
 def test_the_fallback_runs_over_virtio_fs_and_says_why(blocked: pods.Space) -> None:
@@ -109,7 +103,7 @@ def test_the_fallback_runs_over_virtio_fs_and_says_why(blocked: pods.Space) -> N
     for name in ("one", "two"):
         assert fstypes(blocked, "fallen", name) == ["virtiofs"]
         assert blocked.say("fallen", "cat /data/before", container=name) == "was there"
-    assert len(on_node(blocked, "fallen")) == 1
+    assert len(blocked.nfs_mounts("fallen")) == 1
 
 
 def test_when_the_way_is_free_the_waiting_pod_starts(blocked: pods.Space) -> None:
@@ -117,13 +111,13 @@ def test_when_the_way_is_free_the_waiting_pod_starts(blocked: pods.Space) -> Non
     blocked.lab.nas.unblock()
     waiting.ready(blocked, "waiting")
     assert fstypes(blocked, "waiting", "one") == ["nfs"]
-    assert on_node(blocked, "waiting") == []
+    assert blocked.nfs_mounts("waiting") == []
     says = rf"^{NAME}:{PATH} .*in the guest.*vers=3.*addr={blocked.lab.nas.address}"
     waiting.event(blocked, "waiting", says, reason="NASVolumeInGuest", timeout_s=60)
     blocked.run("fallen", "kill -TERM 1", container="two")
     waiting.restarted(blocked, "fallen", "two")
     assert fstypes(blocked, "fallen", "two") == ["virtiofs"]
-    assert len(on_node(blocked, "fallen")) == 1
+    assert len(blocked.nfs_mounts("fallen")) == 1
     blocked.delete("waiting", "fallen")
 
 
@@ -210,7 +204,7 @@ def test_a_flapping_network_loses_nothing(space: pods.Space, directory: Path) ->
         waiting.event(space, name, "", reason="Pulled", timeout_s=waiting.START_S)
         with flapping(space.lab, chance):
             waiting.ready(space, name, timeout_s=2 * waiting.START_S)
-        assert on_node(space, name) == []
+        assert space.nfs_mounts(name) == []
         assert fstypes(space, name, "one", "/three") == ["nfs"]
         assert fstypes(space, name, "one", "/four") == ["nfs4"]
         for version in (3, 4):

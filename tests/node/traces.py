@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.node.probe import SANDBOXES
+
 if TYPE_CHECKING:
     from kangaroo_lab.node import Node
 
-SANDBOXES = "/run/kangaroo/sandboxes"
 PROGRAMS = {
     "shim": " daemon",  # the last word of the long-lived one, whatever runs it
     "qemu": "qemu-system",

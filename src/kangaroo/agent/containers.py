@@ -233,11 +233,7 @@ class Containers:
     async def _place_volumes(
         self, container: Container, spec: dict[str, Any], volumes: list[dict[str, Any]]
     ) -> None:
-        """Bind each volume's place privately and name it as the source of the spec's mount.
-
-        crun gives a bind the flags that the spec names and takes those of its source away, so the
-        volume's are named: what is mounted read-only or noexec is so in the container.
-        """
+        """Bind each volume's place privately and name it as the source of the spec's mount."""
         for number, volume in enumerate(volumes):
             destination = volume["destination"]
             mounts = [m for m in spec.get("mounts", ()) if m.get("destination") == destination]

@@ -5,15 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import kangaroo
 from kangaroo.csi import mount_errors, mount_helper, share_worker
 from kangaroo.csi.share_records import Absent, Busy, Record, Snapshot, TooSmall
 from kangaroo.csi.volume_id import token_of
@@ -28,14 +25,13 @@ from kangaroo.errors import (
     OutOfRange,
     Unavailable,
 )
-from kangaroo.linux import process
+from kangaroo.linux import process, python_child
 from kangaroo.nas.volume import NasVolume
 
 _log = logging.getLogger(__name__)
 
 # Umounts of the node reach the namespace, so a worker keeps no volume mounted that the node let go.
 _NAMESPACE = ("unshare", "--mount", "--propagation", "slave")
-_MODULE = ("-P", "-S", "-m", share_worker.__name__)
 _GONE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ECONNREFUSED)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _KINDS: Mapping[str, type[KangarooError]] = {
@@ -156,7 +152,7 @@ class Worker:
                 argv,
                 timeout_s=self.timeout_s,
                 input=json.dumps({"operation": operation, **details}),
-                env=_environment(),
+                env=python_child.environment(),
             )
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
@@ -173,7 +169,7 @@ class Worker:
                 argv,
                 timeout_s=self.stall_timeout_s,
                 input=json.dumps({"operation": operation, **details}),
-                env=_environment(),
+                env=python_child.environment(),
                 on_line=heard.line,
             )
         except DeadlineExceeded as error:
@@ -192,8 +188,8 @@ class Worker:
         for directory in (mount_point, lock.parent):
             directory.mkdir(parents=True, exist_ok=True)
         mount = mount_helper.command(share, str(mount_point))
-        argv = (*_NAMESPACE, sys.executable, *_MODULE, str(lock), str(mount_point), *mount)
-        return argv, mount
+        worker = python_child.command(share_worker.__name__, str(lock), str(mount_point), *mount)
+        return (*_NAMESPACE, *worker), mount
 
 
 @dataclass(slots=True)
@@ -228,11 +224,6 @@ class _Heard:
                 self.vanished,
                 self.vanished_names,
             )
-
-
-def _environment() -> Mapping[str, str]:
-    library = str(Path(kangaroo.__file__).parent.parent)
-    return {**os.environ, "LC_ALL": "C", "PYTHONPATH": library}
 
 
 def _result(

@@ -515,12 +515,7 @@ class Pod:
             await self.ended()
         else:
             with suppress(KangarooError):
-                await self._agent().signal_process(
-                    container_id=container.container_id,
-                    exec_id="",
-                    signal=signals.SIGKILL,
-                    all=True,
-                )
+                await self._kill_in_guest(container)
         async with asyncio.timeout(_EXITS_TIMEOUT_S):
             await container.init.wait()
 
@@ -531,9 +526,7 @@ class Pod:
             return
         init = container.init
         with suppress(KangarooError):
-            await self._agent().signal_process(
-                container_id=container.container_id, exec_id="", signal=signals.SIGKILL, all=True
-            )
+            await self._kill_in_guest(container)
             await self._agent().wait_process(container_id=container.container_id, exec_id="")
         await self._delete_in_guest(init)
         if init.io is not None:
@@ -552,6 +545,11 @@ class Pod:
         await sandbox.remove_container(container.container_id)
         if not any(c.virtual for c in self._containers.values()) and len(self._containers) == 1:
             await self.ended()
+
+    async def _kill_in_guest(self, container: Container) -> None:
+        await self._agent().signal_process(
+            container_id=container.container_id, exec_id="", signal=signals.SIGKILL, all=True
+        )
 
     async def _delete_in_guest(self, process: Process) -> None:
         try:

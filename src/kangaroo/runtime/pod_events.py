@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
 from kangaroo.errors import KangarooError
+from kangaroo.linux import python_child
 from kangaroo.linux.process import run, run_sync
 
 _LOG = logging.getLogger(__name__)
@@ -27,7 +26,7 @@ POST_TIMEOUT_S = 30.0
 # A failed mount names its options, the kernel's words and what to do; the API server takes more.
 _MESSAGE_LIMIT = 2048
 _QUEUE_LIMIT = 64
-_PROGRAM = ("-P", "-S", "-m", "kangaroo.runtime.event_post")
+_PROGRAM = "kangaroo.runtime.event_post"
 _KEYS = {
     "namespace": "io.kubernetes.cri.sandbox-namespace",
     "name": "io.kubernetes.cri.sandbox-name",
@@ -88,8 +87,8 @@ class PodEvents:
             batch = _batch(pod, self._queue)
             self._queue.clear()
             try:
-                argv, environment = _program(kubeconfig)
-                await run(argv, timeout_s=POST_TIMEOUT_S, input=batch, env=environment)
+                argv, env = _program(kubeconfig), python_child.environment()
+                await run(argv, timeout_s=POST_TIMEOUT_S, input=batch, env=env)
             except (KangarooError, OSError) as error:
                 _LOG.warning("pod events not posted batch=%s error=%s", batch, error)
 
@@ -98,8 +97,8 @@ def post(pod: PodName, kubeconfig: Path, reason: Reason, messages: Sequence[str]
     """Post events now, for code without an event loop. What cannot be posted is in the log."""
     batch = _batch(pod, [_event(reason, message) for message in messages])
     try:
-        argv, environment = _program(kubeconfig)
-        run_sync(argv, timeout_s=POST_TIMEOUT_S, input=batch, env=environment)
+        argv, env = _program(kubeconfig), python_child.environment()
+        run_sync(argv, timeout_s=POST_TIMEOUT_S, input=batch, env=env)
     except (KangarooError, OSError) as error:
         _LOG.warning("pod events not posted batch=%s error=%s", batch, error)
 
@@ -118,11 +117,6 @@ def _batch(pod: PodName, events: Sequence[Mapping[str, str]]) -> str:
     return json.dumps({"pod": asdict(pod), "events": list(events)})
 
 
-def _program(kubeconfig: Path) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The command that posts a batch, and its environment."""
-    return (sys.executable, *_PROGRAM, str(kubeconfig)), _environment()
-
-
-def _environment() -> dict[str, str]:
-    """The child finds its modules where we found ours."""
-    return {**os.environ, "LC_ALL": "C", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+def _program(kubeconfig: Path) -> tuple[str, ...]:
+    """The command that posts a batch."""
+    return python_child.command(_PROGRAM, str(kubeconfig))

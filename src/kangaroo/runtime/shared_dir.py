@@ -12,22 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import stat
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import kangaroo
 from kangaroo.errors import InvalidRequest, MountFailed, Unsupported
-from kangaroo.linux import bind, mount, mountinfo
+from kangaroo.linux import bind, mount, mountinfo, python_child
 from kangaroo.linux.mount import MountFlag, UmountFlag
 from kangaroo.linux.process import run
 
 _LOG = logging.getLogger(__name__)
 
-_BIND = (sys.executable, "-P", "-S", "-m", bind.__name__)
 _NETWORK_FSTYPES = {"nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.sshfs", "9p"}
 _FLAGS = {
     "ro": MountFlag.RDONLY,
@@ -111,8 +107,9 @@ class SharedDirectory:
         try:
             if remote:
                 # A path on a dead server blocks mount(2) too; in a child it can be given up.
-                argv = (*_BIND, "ro" if read_only else "rw", source, str(target))
-                await run(argv, timeout_s=timeout_s, env=_environment())
+                access = "ro" if read_only else "rw"
+                argv = python_child.command(bind.__name__, access, source, str(target))
+                await run(argv, timeout_s=timeout_s, env=python_child.environment())
             else:
                 mount.bind(source, target, recursive=True, read_only=read_only)
             mount.make_slave(target, recursive=True)
@@ -133,11 +130,6 @@ class SharedDirectory:
         _detach_below(self.root)
         with contextlib.suppress(FileNotFoundError):
             self.root.rmdir()
-
-
-def _environment() -> Mapping[str, str]:
-    library = str(Path(kangaroo.__file__).parent.parent)
-    return {**os.environ, "LC_ALL": "C", "PYTHONPATH": library}
 
 
 def _parse_options(options: Sequence[str]) -> tuple[MountFlag, str]:

@@ -10,10 +10,9 @@ from kangaroo.errors import FailedPrecondition
 from kangaroo.linux import mountinfo
 from kangaroo.linux.mountinfo import MountEntry
 from kangaroo.nas import kubelet_target
+from kangaroo.nas.guest_mount import is_nas
 from kangaroo.nas.placeholder import is_placeholder
 from kangaroo.runtime.oci import Bind
-
-NFS_FSTYPES = frozenset({"nfs", "nfs4"})
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class PodMounts:
         if entry is None or not _within(entry.mount_point, self._pod_directory):
             return NotNas()
         inside = posixpath.relpath(bind.source, entry.mount_point)
-        if entry.fstype in NFS_FSTYPES:
+        if is_nas(entry):
             return self._on_node(entry, inside)
         if is_placeholder(entry):
             return self._on_placeholder(entry, inside)
