@@ -19,13 +19,15 @@ KVM, TCG = "kvm", "tcg"
 _TRIAL_TIMEOUT_S = 15
 _TRIAL_MEMORY_MIB = 512
 
-_COSTLY = ("cx16", "la57", "smap", "pku")
+_COSTLY = ("cx16", "la57", "smap", "pku", "erms", "fsrm")
 ARGUMENTS = {
     KVM: ("-accel", "kvm", "-cpu", "host", "-smp", "2"),
     # One processor: with two, an SVM guest in the emulated node now and then has its state
     # overwritten. The large translation buffer spares retranslation; cx16 upset kernel 6.12 once.
     # Each exit of a sandbox empties the emulated TLB, so what makes page walks longer (la57) or
     # switches address spaces more often (smap, pku) is left out: an eighth less time for a boot.
+    # With erms and fsrm a kernel clears and copies by the byte, which is emulated by the byte: a huge
+    # page takes five times as long.
     TCG: ("-accel", "tcg,tb-size=512", "-cpu", f"max,+svm,-{',-'.join(_COSTLY)}", "-smp", "1"),
 }
 

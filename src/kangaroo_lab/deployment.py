@@ -24,6 +24,7 @@ rm -r {_STAGE}/$package
 cp -r --preserve=mode,timestamps --remove-destination {_STAGE}/. /
 rm -r {_STAGE}
 systemd-sysusers
+systemd-tmpfiles --create kangaroo.conf
 systemctl daemon-reload
 systemctl restart kangaroo-csi
 """

@@ -18,6 +18,7 @@ _DEPLOYED = {
     "node/kangaroo-csi": "opt/kangaroo/bin",
     "systemd/kangaroo-csi.service": "etc/systemd/system",
     "sysusers.d/kangaroo.conf": "etc/sysusers.d",
+    "tmpfiles.d/kangaroo.conf": "etc/tmpfiles.d",
 }
 _COMPILE_TIMEOUT_S = 120
 

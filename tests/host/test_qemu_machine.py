@@ -15,7 +15,7 @@ from kangaroo.errors import CommandFailed, DeadlineExceeded, FailedPrecondition
 from kangaroo.vmm.child import private_listener
 from kangaroo.vmm.confinement import Confinement
 from kangaroo.vmm.console import Console
-from kangaroo.vmm.machine import LaunchPaths, Machine, require_kvm
+from kangaroo.vmm.machine import LaunchPaths, Machine, guest_memory, require_kvm
 from kangaroo.vmm.spec import Accelerator, GuestImage, MachineSpec
 
 pytestmark = pytest.mark.host
@@ -49,10 +49,13 @@ async def machine(
         listener = stack.enter_context(private_listener(directory / "qmp.sock"))
         console = Console(directory / "console.log")
         stack.callback(console.release_write_end)
+        memory = guest_memory()
+        stack.callback(os.close, memory)
         spec = MachineSpec(
             name="kangaroo-test",
             qemu=qemu,
             image=image,
+            memory_fd=memory,
             memory_mib=64,
             vcpus=1,
             qmp_fd=listener.fileno(),

@@ -23,6 +23,7 @@ SPEC = MachineSpec(
     name="kangaroo-0123",
     qemu=Path("/usr/bin/qemu-system-x86_64"),
     image=GuestImage(Path("/g/vmlinuz"), Path("/g/initrd.img"), Path("/g/root,fs.erofs")),
+    memory_fd=9,
     memory_mib=512,
     vcpus=2,
     qmp_fd=10,
@@ -55,7 +56,7 @@ def test_whole_command_line() -> None:
         "-m",
         "512M",
         "-object",
-        "memory-backend-memfd,id=mem,share=on,size=512M",
+        "memory-backend-file,id=mem,share=on,align=2M,mem-path=/proc/self/fd/9,size=512M",
         "-nodefaults",
         "-no-user-config",
         "-nographic",
@@ -102,13 +103,13 @@ def test_whole_command_line() -> None:
 
 
 def test_every_descriptor_is_inherited() -> None:
-    assert SPEC.descriptors == (10, 11, 12, 13, 14, 15)
+    assert SPEC.descriptors == (9, 10, 11, 12, 13, 14, 15)
 
 
 def test_absent_devices_leave_no_trace() -> None:
     bare = dataclasses.replace(SPEC, virtiofs_fd=None, vsock=None, network=None)
     words = " ".join(argv(bare))
-    assert bare.descriptors == (10, 11)
+    assert bare.descriptors == (9, 10, 11)
     for absent in ("vhost-user-fs", "vsock", "netdev", "fd=12", "fd=14"):
         assert absent not in words
 
@@ -117,7 +118,7 @@ def test_network_without_vhost_net() -> None:
     network = NetworkDevice(mac="02:00:00:00:00:01", tap_fd=14)
     spec = dataclasses.replace(SPEC, network=network)
     assert option("-netdev", argv(spec)) == ["tap,id=net0,fd=14"]
-    assert spec.descriptors == (10, 11, 12, 13, 14)
+    assert spec.descriptors == (9, 10, 11, 12, 13, 14)
 
 
 def test_emulated_machine_asks_for_every_cpu_feature() -> None:

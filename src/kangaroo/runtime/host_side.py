@@ -31,7 +31,7 @@ from kangaroo.runtime.streams import StreamHub
 from kangaroo.vmm.child import Child, private_listener
 from kangaroo.vmm.confinement import Confinement, NewScope
 from kangaroo.vmm.console import Console
-from kangaroo.vmm.machine import LaunchPaths, Machine
+from kangaroo.vmm.machine import LaunchPaths, Machine, guest_memory
 from kangaroo.vmm.spec import (
     KERNEL_PARAMETERS,
     GuestImage,
@@ -251,11 +251,14 @@ class HostSide:
         self.console = Console(self.paths.console_log)
         stack.callback(self.console.release_write_end)
         listener = stack.enter_context(private_listener(self.paths.qmp_socket))
+        memory = guest_memory()
+        stack.callback(os.close, memory)
         spec = MachineSpec(
             name=f"kangaroo-{self.placement.sandbox_id}",
             qemu=self.config.qemu,
             accelerator=self.config.accelerator,
             image=GuestImage(self.config.kernel, self.config.initrd, self.config.rootfs),
+            memory_fd=memory,
             memory_mib=self.placement.size.memory_mib,
             vcpus=self.placement.size.vcpus,
             qmp_fd=listener.fileno(),

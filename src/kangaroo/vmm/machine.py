@@ -146,6 +146,11 @@ async def _connect_qmp(name: str, path: Path) -> QMPClient:
     return client
 
 
+def guest_memory() -> int:
+    """A new descriptor of memory for a guest; QEMU sizes it. Raises OSError."""
+    return os.memfd_create("guest-memory", os.MFD_CLOEXEC)
+
+
 def require_kvm(path: Path = KVM_PATH) -> None:
     """Raises FailedPrecondition when this node cannot run a KVM guest."""
     try:

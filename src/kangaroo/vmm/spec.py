@@ -71,13 +71,14 @@ class MachineSpec:
     """Everything that decides a QEMU command line. Descriptors are numbers in the process that
     starts QEMU.
 
-    `virtiofs_fd` is connected to virtiofsd already; `qmp_fd` listens; `console_fd` is open for
-    appending. `paused` keeps the guest's processors stopped until QMP `cont`.
+    `memory_fd` is `machine.guest_memory()`; `virtiofs_fd` is connected to virtiofsd already;
+    `qmp_fd` listens; `console_fd` is open for appending. `paused` keeps the guest's processors stopped until QMP `cont`.
     """
 
     name: str
     qemu: Path
     image: GuestImage | None
+    memory_fd: int
     memory_mib: int
     vcpus: int
     qmp_fd: int
@@ -92,7 +93,7 @@ class MachineSpec:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """The descriptors that QEMU must inherit."""
-        fds = [self.qmp_fd, self.console_fd, self.virtiofs_fd]
+        fds = [self.memory_fd, self.qmp_fd, self.console_fd, self.virtiofs_fd]
         if self.vsock is not None:
             fds.append(self.vsock.vhost_fd)
         if self.network is not None:
@@ -124,10 +125,12 @@ def _base(spec: MachineSpec) -> Iterator[str]:
     yield from ("-cpu", "host" if kvm else "max")
     yield from ("-smp", str(spec.vcpus))
     yield from ("-m", f"{spec.memory_mib}M")
-    # vhost-user and vhost map guest memory themselves, so it must be shareable.
+    # vhost-user and vhost map guest memory themselves, so it must be shareable. Only this kind of
+    # backend can be told to align it, without which no huge page fits.
+    path, size = f"/proc/self/fd/{spec.memory_fd}", f"{spec.memory_mib}M"
     yield from (
         "-object",
-        f"memory-backend-memfd,id=mem,share=on,size={spec.memory_mib}M",
+        f"memory-backend-file,id=mem,share=on,align=2M,mem-path={path},size={size}",
     )
     yield from ("-nodefaults", "-no-user-config", "-nographic", "-no-reboot")
     yield from (

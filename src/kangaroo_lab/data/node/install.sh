@@ -23,6 +23,7 @@ if [ ! -e "$installed" ]; then
         ln -sfn "$payload/guest" /var/lib/kangaroo/guest
     fi
     systemd-sysusers
+    systemd-tmpfiles --create kangaroo.conf
     touch "$installed"
 fi
 mount --make-rshared /
