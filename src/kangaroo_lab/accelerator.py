@@ -26,8 +26,8 @@ ARGUMENTS = {
     # overwritten. The large translation buffer spares retranslation; cx16 upset kernel 6.12 once.
     # Each exit of a sandbox empties the emulated TLB, so what makes page walks longer (la57) or
     # switches address spaces more often (smap, pku) is left out: an eighth less time for a boot.
-    # With erms and fsrm a kernel clears and copies by the byte, which is emulated by the byte: a huge
-    # page takes five times as long.
+    # With erms and fsrm a kernel clears and copies by the byte, and is emulated by the byte: a
+    # huge page takes five times as long.
     TCG: ("-accel", "tcg,tb-size=512", "-cpu", f"max,+svm,-{',-'.join(_COSTLY)}", "-smp", "1"),
 }
 

@@ -72,7 +72,8 @@ class MachineSpec:
     starts QEMU.
 
     `memory_fd` is `machine.guest_memory()`; `virtiofs_fd` is connected to virtiofsd already;
-    `qmp_fd` listens; `console_fd` is open for appending. `paused` keeps the guest's processors stopped until QMP `cont`.
+    `qmp_fd` listens; `console_fd` is open for appending. `paused` keeps the guest's processors
+    stopped until QMP `cont`.
     """
 
     name: str
