@@ -23,13 +23,17 @@ _COSTLY = ("cx16", "la57", "smap", "pku", "erms", "fsrm")
 ARGUMENTS = {
     KVM: ("-accel", "kvm", "-cpu", "host", "-smp", "2"),
     # One processor: with two, an SVM guest in the emulated node now and then has its state
-    # overwritten. The large translation buffer spares retranslation; cx16 upset kernel 6.12 once.
+    # overwritten. The large translation buffer spares retranslation: half of it is full in six busy
+    # minutes. cx16 upset kernel 6.12 once.
     # Each exit of a sandbox empties the emulated TLB, so what makes page walks longer (la57) or
     # switches address spaces more often (smap, pku) is left out: an eighth less time for a boot.
     # With erms and fsrm a kernel clears and copies by the byte, and is emulated by the byte: a
     # huge page takes five times as long.
-    TCG: ("-accel", "tcg,tb-size=512", "-cpu", f"max,+svm,-{',-'.join(_COSTLY)}", "-smp", "1"),
+    TCG: ("-accel", "tcg,tb-size=1024", "-cpu", f"max,+svm,-{',-'.join(_COSTLY)}", "-smp", "1"),
 }
+# A fifth of the emulator's time goes into looking up translations, at random, in a table of 16 MiB
+# and more. In huge pages that needs no page walk each time.
+ENVIRONMENT = ("env", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1")
 
 
 def choose(host_tools: Path, boot: Path) -> str:

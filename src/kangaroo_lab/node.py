@@ -147,9 +147,10 @@ class Node:
         disk = f"file={self.disk},if=virtio,format=qcow2,cache=unsafe,discard=unmap"
         payload = f"file={self.payload},if=virtio,format=raw,readonly=on,cache=unsafe"
         tap = f"tap,id=net,ifname={self.network.tap(self.index)},script=no,downscript=no"
-        kernel = "console=ttyS0 root=/dev/vda rw net.ifnames=0 mitigations=off"
+        kernel = "console=ttyS0 root=/dev/vda rw net.ifnames=0 mitigations=off init_on_alloc=0"
         wants = f"systemd.show_status=false systemd.wants={UNIT}.service"
         return [
+            *accelerator.ENVIRONMENT,
             *("qemu-system-x86_64", "-name", self.name, "-M", "q35"),
             *(*accelerator.ARGUMENTS[accel], "-m", str(memory_mib)),
             *("-nodefaults", "-display", "none", "-no-reboot", "-rtc", "base=utc"),

@@ -25,15 +25,16 @@ Answer = csi_calls.Answer
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver of one node, and a directory of the node for targets."""
+    """The driver of one node, a client there, and a directory of the node for targets."""
 
     lab: Lab
     node: Node
+    client: csi_calls.Client
     root: str
 
     def rounds(self, *rounds: Sequence[Mapping[str, Any]]) -> list[list[Answer]]:
         """Make the calls of a round at once, each from its own thread, and round after round."""
-        return csi_calls.run(self.node, rounds)
+        return self.client.run(rounds)
 
     def calls(self, *calls: Mapping[str, Any]) -> list[Answer]:
         return self.rounds(calls)[0]
@@ -90,9 +91,9 @@ class Driver:
 def driving(lab: Lab) -> Iterator[Driver]:
     """The driver of node1, and at the end a proof that nothing was left on the node."""
     node = lab.nodes["node1"]
-    csi_calls.install(node)
-    driver = Driver(lab, node, f"/run/kangaroo-csi-test-{secrets.token_hex(2)}")
-    node.exec(["mkdir", driver.root])
-    yield driver
-    assert driver.left() == []
-    node.exec(["rmdir", driver.root])
+    with csi_calls.client(node) as client:
+        driver = Driver(lab, node, client, f"/run/kangaroo-csi-test-{secrets.token_hex(2)}")
+        node.exec(["mkdir", driver.root])
+        yield driver
+        assert driver.left() == []
+        node.exec(["rmdir", driver.root])

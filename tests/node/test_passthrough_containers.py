@@ -230,7 +230,8 @@ def test_ended_containers_have_their_volume_again(space: pods.Space, directory: 
     for name in ("killed", "sidecar"):
         # The command may be killed with its container before it has answered.
         space.run("several", "kill 1", container=name, check=False)
-    waiting.event(space, "several", "unhealthy failed liveness probe", timeout_s=60)
+    killed = "unhealthy failed liveness probe"
+    waiting.event(space, "several", killed, timeout_s=waiting.START_S)
     for name in ("unhealthy", "killed", "sidecar"):
         again(space, name)
         assert noted(directory, name) == [in_this_guest(space)] * 2

@@ -104,11 +104,12 @@ def run(
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(_directories(lab, max(AT_ONCE, volumes + ALONE)))
         stack.enter_context(_targets(node))
+        client = stack.enter_context(csi_calls.client(node))
         node.exec(["systemctl", "restart", OURS])
         units = {OURS: (OURS, SOCKET)}
         if peer is not None:
             units[PEER] = (_PEER_UNIT, stack.enter_context(_serving(node, peer)))
-        bench = _Bench(lab, node, base, units)
+        bench = _Bench(lab, node, client, base, units)
         say("warming up")
         for turn in range(2):
             bench.make(turn, alone(bench.order(turn), Way.ALONE, range(1)))
@@ -165,6 +166,7 @@ def parse_rollup(text: str) -> tuple[int, int]:
 class _Bench:
     lab: Lab
     node: Node
+    client: csi_calls.Client
     base: Path
     units: Mapping[str, tuple[str, str]]  # unit and socket, by driver
 
@@ -175,7 +177,7 @@ class _Bench:
     def make(self, turn: int, rounds: Sequence[Round]) -> list[Timed]:
         calls = [[self._call(one, number) for number in one.volumes] for one in rounds]
         timed = []
-        for one, answers in zip(rounds, csi_calls.run(self.node, calls), strict=True):
+        for one, answers in zip(rounds, self.client.run(calls), strict=True):
             for answer in answers:
                 if answer.code != "OK":
                     raise KangarooError(f"{one}: {answer.code}: {answer.message}")
@@ -228,7 +230,6 @@ def _directories(lab: Lab, count: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _targets(node: Node) -> Iterator[None]:
-    csi_calls.install(node)
     node.exec(["mkdir", "--parents", _TARGETS])
     yield
     # Not empty means that a driver has left something: that is an error.

@@ -1,10 +1,10 @@
 """Calls of CSI drivers, made on the node itself over their sockets. Reads JSON, writes JSON.
 
-Runs on the node with the driver's own Python packages, not in the caller's process. Standard input
-is a list of rounds, a round a list of {"socket", "method", "request", "timeout_s"}; with "kill":
-{"pid", "after_s"} a process is killed so long after the call was made. The calls of a round are
-made at once, each in its own thread; rounds follow each other. Standard output is the answers in
-the same shape: {"code", "message", "seconds", "response"}.
+Runs on the node with the driver's own Python packages, not in the caller's process, until standard
+input ends. Each of its lines is a list of rounds, a round a list of {"socket", "method", "request",
+"timeout_s"}; with "kill": {"pid", "after_s"} a process is killed so long after the call was made.
+The calls of a round are made at once, each in its own thread; rounds follow each other. Each line
+of standard output is the answers in the same shape: {"code", "message", "seconds", "response"}.
 """
 
 from __future__ import annotations
@@ -46,16 +46,20 @@ def call(channels: Mapping[str, grpc.Channel], one: dict[str, Any]) -> dict[str,
     return answer | {"seconds": time.monotonic() - started}
 
 
-def main() -> None:
-    rounds = json.load(sys.stdin)
+def run(rounds: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
     most = max(map(len, rounds))
     sockets = {one["socket"] for calls in rounds for one in calls}
+    # Channels of their own each time: one that saw its driver die waits longer with each attempt.
     with ExitStack() as opened, ThreadPoolExecutor(most) as pool:
         channels = {
             path: opened.enter_context(grpc.insecure_channel(f"unix:{path}")) for path in sockets
         }
-        answers = [list(pool.map(partial(call, channels), calls)) for calls in rounds]
-    json.dump(answers, sys.stdout)
+        return [list(pool.map(partial(call, channels), calls)) for calls in rounds]
+
+
+def main() -> None:
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
