@@ -278,7 +278,11 @@ def opened(lab: Lab, name: str) -> Iterator[Space]:
 
 
 def bound_volume(
-    namespace: str, name: str, attributes: Mapping[str, str], mount_options: Sequence[str]
+    namespace: str,
+    name: str,
+    attributes: Mapping[str, str],
+    mount_options: Sequence[str] = (),
+    driver: str = DRIVER,
 ) -> list[Document]:
     """A PersistentVolume and the claim bound to it. PV names are cluster-wide, so the namespace
     is part of it."""
@@ -295,7 +299,7 @@ def bound_volume(
             "storageClassName": "",
             "mountOptions": list(mount_options),
             "claimRef": {"namespace": namespace, "name": name},
-            "csi": {"driver": DRIVER, "volumeHandle": full, "volumeAttributes": dict(attributes)},
+            "csi": {"driver": driver, "volumeHandle": full, "volumeAttributes": dict(attributes)},
         },
     }
     bound: Document = {

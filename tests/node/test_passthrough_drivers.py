@@ -69,7 +69,7 @@ def space(lab: Lab, base: Path, host: str, driver: str) -> Iterator[pods.Space]:
         other = {"server": lab.nas.address, "path": f"/csi/{base.name}/other", "vers": "4.1"}
         space.apply(
             *sourced(pods.bound_volume(space.name, "claimed", {}, options), nfs=claimed),
-            *pods.bound_volume(space.name, "other", other, ()),
+            *pods.bound_volume(space.name, "other", other, driver=driver),
             document(lab, base, host),
         )
         waiting.ready(space, NAME, timeout_s=2 * waiting.START_S)

@@ -136,6 +136,7 @@ def test_services_restart(space: pods.Space, directory: Path, number: int) -> No
     ending = [name for name in names(space) if name != "steady"]
     before = {name: (space.sandbox(space.uid(name)), space.uid(name)) for name in ending}
     steady = space.sandbox(space.uid("steady"))
+    two = space.status("steady", "two")["containerID"]
     status = 3 + number
     tell(space, f"echo {status} > status")
     space.delete(*ending, wait=False)
@@ -162,7 +163,7 @@ def test_services_restart(space: pods.Space, directory: Path, number: int) -> No
     assert last_written(directory) > written
     metrics = ["ctr", "--namespace", "k8s.io", "tasks", "metrics"]
     assert "memory" in node.exec([*metrics, container_id(space, "steady", "writer")]).stdout
-    waiting.restarted(space, "steady", "two", count=number + 1)
+    waiting.replaced(space, "steady", "two", two)
 
     # Those that were ending still are, and end once they can.
     assert set(names(space)) == {"steady", *starting, *ending}

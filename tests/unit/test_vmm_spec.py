@@ -46,7 +46,7 @@ def test_whole_command_line() -> None:
         "-name",
         "kangaroo-0123",
         "-M",
-        "microvm,accel=kvm,pcie=on,memory-backend=mem",
+        "microvm,accel=kvm,pcie=on,pit=off,memory-backend=mem",
         "-bios",
         "qboot.rom",
         "-cpu",
