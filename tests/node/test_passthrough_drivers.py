@@ -18,8 +18,6 @@ from kangaroo.nas import placeholder
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
-pytestmark = pytest.mark.soak
-
 NAME = "others"
 PODS_DIR = "/var/lib/kubelet/pods"
 # Volume of the pod → where kubelet mounts it, below the pod's volumes.

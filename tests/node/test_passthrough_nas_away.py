@@ -274,8 +274,6 @@ def test_a_new_boot_of_the_nas_is_survived_over_version_3(
     assert running(space, "rebooted")["three"] == rebooted["three"]
 
 
-# A file that a program held open, with data not written back, got EIO after the grace period.
-@pytest.mark.xfail(reason="whether client, server or lab loses the state is not known yet")
 def test_a_new_boot_of_the_nas_gives_back_what_was_held(
     space: pods.Space, rebooted: dict[str, str]
 ) -> None:
