@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,14 +144,12 @@ def test_services_restart(space: pods.Space, directory: Path, number: int) -> No
     starting = [f"round-{number}-{which}" for which in "ab"]
     space.apply(*map(short_lived, starting))
 
-    restart_amid(space, ROUNDS[number], *starting)
-    written = last_written(directory)
-    # How a container ended is known though nobody was there to hear it. Looked for at once: the
-    # garbage collector of kubelet takes the one that is being started for one that ended, and
-    # keeps only that.
-    last = '.status.containerStatuses[?(@.name=="two")].lastState.terminated.exitCode'
-    exited = f"jsonpath={{{last}}}={status}"
-    waiting.condition(space, exited, "steady", timeout_s=waiting.START_S)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(waiting.ended, space, "steady", "two", status)
+        restart_amid(space, ROUNDS[number], *starting)
+        written = last_written(directory)
+        # How a container ended is known though nobody was there to hear it.
+        ended.result()
 
     waiting.ready(space, *starting)
     for name in ("steady", *starting):
@@ -171,8 +170,7 @@ def test_services_restart(space: pods.Space, directory: Path, number: int) -> No
     gone = [f"pod/{name}" for name in ending]
     space.kubectl("wait", "--for=delete", "--timeout=120s", *gone, timeout_s=150)
     tell(space, "rm go")
-    ended = (directory / "ended").read_text().split()
-    assert set(ending) <= set(ended)
+    assert set(ending) <= set((directory / "ended").read_text().split())
     for sandbox, uid in before.values():
         assert traces.of(node, sandbox, uid) == ""
     alive = {space.sandbox(space.uid(name)) for name in ("steady", *starting)}

@@ -302,7 +302,8 @@ def hostile(space: pods.Space) -> Ends:
 
 def test_the_first_container_gets_no_link_that_leads_out(space: pods.Space, hostile: Ends) -> None:
     """kubelet refuses it, on the node's mount, and the guest later."""
-    pattern = 'failed to prepare subPath for volumeMount "nas" of container "early"'
+    what = "(create subPath directory|prepare subPath)"
+    pattern = f'failed to {what} for volumeMount "nas" of container "early"'
     waiting.event(space, "hostile", pattern, timeout_s=60)
     assert all(end.refused for end in hostile.get("early", ()))
 

@@ -54,6 +54,19 @@ def replaced(space: pods.Space, name: str, container: str, container_id: str) ->
     raise AssertionError(f"{name}: {container} was not replaced in {START_S} s: {status}")
 
 
+def ended(space: pods.Space, name: str, container: str, status: int) -> None:
+    """Wait until the pod shows that `container` ended with `status`. Only changes show that surely:
+    kubelet forgets it when its garbage collector meets the next one while that is being started.
+    """
+    for document in changes(space, name, timeout_s=2 * START_S):
+        found = document["status"].get("containerStatuses", ())
+        mine = [one for one in found if one["name"] == container]
+        states = [one[key] for one in mine for key in ("state", "lastState")]
+        if any(state.get("terminated", {}).get("exitCode") == status for state in states):
+            return
+    raise AssertionError(f"{name}: {container} was not seen to end with status {status}")
+
+
 def condition(space: pods.Space, what: str, *names: str, timeout_s: float) -> None:
     """`kubectl wait --for=WHAT`; on failure the pods' description is in the error."""
     targets = [f"pod/{name}" for name in names]
