@@ -20,6 +20,9 @@ from kangaroo.wire.gen import csi_pb2_grpc, registration_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
+# A call waits until its turn comes or its caller gives up. gRPC's own limit is 30 s, after which it
+# answers CANCELLED; on a busy node the last of a burst wait longer.
+_OPTIONS = (("grpc.server_max_unrequested_time_in_server", 3600),)
 # Calls under way at the end may still clean up behind themselves.
 _STOP_GRACE_S = 5.0
 _DIRECTORY_MODE = 0o750
@@ -68,7 +71,7 @@ async def _socket(
 ) -> AsyncIterator[None]:
     path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # of a driver that was killed
-    server = grpc.aio.server(interceptors=(Boundary(observer),))
+    server = grpc.aio.server(interceptors=(Boundary(observer),), options=_OPTIONS)
     add(server)
     umask = os.umask(0o777 & ~_SOCKET_MODE)
     try:

@@ -35,15 +35,20 @@ def call(channels: Mapping[str, grpc.Channel], one: dict[str, Any]) -> dict[str,
     request = getattr(csi_pb2, f"{method}Request")()
     json_format.ParseDict(one["request"], request)
     started = time.monotonic()
+    killing = None
     if kill := one.get("kill"):
-        threading.Timer(kill["after_s"], os.kill, (kill["pid"], signal.SIGKILL)).start()
+        killing = threading.Timer(kill["after_s"], os.kill, (kill["pid"], signal.SIGKILL))
+        killing.start()
     answer: dict[str, Any]
     try:
         response = getattr(stub, method)(request, timeout=one["timeout_s"], wait_for_ready=True)
         answer = {"code": "OK", "message": "", "response": json_format.MessageToDict(response)}
     except grpc.RpcError as error:
         answer = {"code": error.code().name, "message": error.details(), "response": {}}
-    return answer | {"seconds": time.monotonic() - started}
+    answer["seconds"] = time.monotonic() - started
+    if killing:
+        killing.join()  # it is over when the answers are there
+    return answer
 
 
 def run(rounds: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
