@@ -239,7 +239,8 @@ def remote_events(here: Actor, there: Actor, place: str) -> str:
 def unlinked_elsewhere(here: Actor, there: Actor, place: str) -> str:
     """A file that is open here is unlinked there."""
     there.expect("put", f"{place}/file", "text")
-    here.expect("open", "f", f"{place}/file")
+    if (opened := here("open", "f", f"{place}/file")) != "ok":
+        return f"open {opened}"
     there.expect("remove", f"{place}/file")
     read = here("read", "f")
     here("close", "f")
@@ -249,7 +250,8 @@ def unlinked_elsewhere(here: Actor, there: Actor, place: str) -> str:
 def replaced_elsewhere(here: Actor, there: Actor, place: str) -> str:
     """A file that is open here is replaced there, as editors and package managers do."""
     there.expect("put", f"{place}/file", "old")
-    here.expect("open", "f", f"{place}/file")
+    if (opened := here("open", "f", f"{place}/file")) != "ok":
+        return f"open {opened}"
     there.expect("put", f"{place}/new", "new")
     there.expect("rename", f"{place}/new", f"{place}/file")
     read = here("read", "f")

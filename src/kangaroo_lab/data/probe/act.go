@@ -139,7 +139,7 @@ func count(path, kind string, times int) string {
 	file := must(os.OpenFile(path, os.O_RDWR, 0))
 	defer file.Close()
 	for n := 0; n < times; n++ {
-		check(wait(kind, file))
+		check(insist(kind, file))
 		data := make([]byte, 20)
 		read, err := file.ReadAt(data, 0)
 		if err != nil && err != io.EOF {
@@ -157,7 +157,7 @@ func appendUnderLock(path, kind, line string, times int) string {
 	file := must(os.OpenFile(path, os.O_RDWR|os.O_APPEND, 0))
 	defer file.Close()
 	for n := 0; n < times; n++ {
-		check(wait(kind, file))
+		check(insist(kind, file))
 		must(file.WriteString(line + "\n"))
 		check(release(kind, file))
 	}

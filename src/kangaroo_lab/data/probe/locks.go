@@ -121,13 +121,18 @@ func take(kind string, file *os.File) error {
 	return syscall.FcntlFlock(file.Fd(), syscall.F_SETLK, &lock)
 }
 
-// wait gets the lock, however long it takes.
-func wait(kind string, file *os.File) error {
-	if kind == "flock" {
-		return syscall.Flock(int(file.Fd()), syscall.LOCK_EX)
+const askAgain = 20 * time.Millisecond
+
+// insist gets the lock by asking again and again. One that is waited for (F_SETLKW) ends with EIO
+// where the client is Linux 6.12 and the server nfs-ganesha 6.5, on a node's own mount, too.
+func insist(kind string, file *os.File) error {
+	for {
+		err := take(kind, file)
+		if err != syscall.EAGAIN {
+			return err
+		}
+		time.Sleep(askAgain)
 	}
-	lock := syscall.Flock_t{Type: syscall.F_WRLCK}
-	return syscall.FcntlFlock(file.Fd(), syscall.F_SETLKW, &lock)
 }
 
 func release(kind string, file *os.File) error {
