@@ -68,8 +68,8 @@ fuzz: venv ## coverage-guided fuzzing of what volumes may say; FUZZ_S=600
 	$(BIN)/python tests/fuzz/csi_parsers.py -max_total_time=$(or $(FUZZ_S),60) -artifact_prefix=build/fuzz-
 
 soak: bootstrap ## the fault tests in full counts, and what make test has no time for: hours
-	KANGAROO_SOAK=1 $(BIN)/pytest --capture=no tests/node/test_csi_faults.py tests/node/test_provisioning.py \
-	  tests/node/test_crash.py tests/node/test_races.py $(wildcard tests/node/test_passthrough_*.py)
+	KANGAROO_SOAK=1 $(BIN)/pytest --capture=no tests/node/test_mission.py tests/node/test_csi_faults.py \
+	  tests/node/test_provisioning.py tests/node/test_crash.py tests/node/test_races.py $(wildcard tests/node/test_passthrough_*.py)
 
 lab: bootstrap ## bring the lab up and leave it up
 	$(BIN)/kangaroo lab up

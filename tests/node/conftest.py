@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 # Those that run for many minutes, the longest first, so that the others fill the end.
 _LONG = (
     "test_mission",
-    "test_passthrough_servers",
+    "test_passthrough_containers",
     "provisioner",
     "test_csi_faults",
     "test_csi_sanity",
     "test_crash",
-    "test_passthrough_services",
+    "test_passthrough_unreachable",
     "test_passthrough",
     "test_runtime",
     "test_bad_input",

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
     from kangaroo_lab.node import Node
 
+pytestmark = pytest.mark.soak
+
 SHARE = "/csi/servers"
 HOST_NAME = "nas.lab"  # in the node's /etc/hosts, and in no guest's
 ODD_PATH = f"{SHARE}/two words/ünï-数据"
@@ -327,7 +329,6 @@ def far(space: pods.Space, second_node: Node) -> str:
     return "far"
 
 
-@pytest.mark.soak
 def test_one_volume_on_two_nodes(space: pods.Space, far: str, second_node: Node) -> None:
     table = in_container(space, far)
     assert (table["locks"].fstype, table["tuned"].fstype) == ("nfs4", "nfs")
@@ -342,7 +343,6 @@ def test_one_volume_on_two_nodes(space: pods.Space, far: str, second_node: Node)
         ]
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("other", ["direct", "plain"])
 def test_locks_hold_across_nodes(space: pods.Space, far: str, other: str, how: str) -> None:
