@@ -136,7 +136,8 @@ def connections(space: pods.Space, client: str) -> int:
 def test_crashing_container_has_its_volume_every_time(space: pods.Space, directory: Path) -> None:
     again(space, "crashing", CRASHES)
     waiting.event(space, "several", "container crashing", reason="BackOff", timeout_s=60)
-    assert noted(directory, "crashing") == [in_this_guest(space)] * (CRASHES + 1)
+    starts = CRASHES + 1
+    assert noted(space, directory, "crashing", starts) == [in_this_guest(space)] * starts
 
 
 def test_debug_containers_disturb_nothing(debugged: pods.Space) -> None:
@@ -201,8 +202,12 @@ def test_pods_have_one_volume_each_in_its_way(space: pods.Space, directory: Path
         assert space.say(name, all_of_it, container="one").split("\n") == list(WHERE)
 
 
-def noted(directory: Path, name: str) -> list[str]:
-    """What a container wrote down at each of its starts: the kind of its mount, and its guest."""
+def noted(space: pods.Space, directory: Path, name: str, starts: int) -> list[str]:
+    """What a container wrote down at each of its starts: the kind of its mount, and its guest. It
+    is ready before it has written.
+    """
+    wait = f"until [ $(wc -l < /data/{name}) -ge {starts} ]; do sleep 0.5; done"
+    space.run("several", wait, container="one")
     return (directory / name).read_text().splitlines()
 
 
@@ -232,7 +237,7 @@ def test_ended_containers_have_their_volume_again(space: pods.Space, directory: 
     waiting.event(space, "several", killed, timeout_s=waiting.START_S)
     for name in ("unhealthy", "killed", "sidecar"):
         again(space, name)
-        assert noted(directory, name) == [in_this_guest(space)] * 2
+        assert noted(space, directory, name, 2) == [in_this_guest(space)] * 2
         space.run("several", f"echo more >> /data/{name}", container=name)
     on_node = space.mounts(space.uid("several"))
     assert [entry for entry in on_node if entry.fstype in NFS] == []
