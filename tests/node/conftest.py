@@ -29,7 +29,6 @@ _LONG = (
     "test_csi_faults",
     "test_csi_sanity",
     "test_crash",
-    "test_passthrough_unreachable",
     "test_passthrough",
     "test_runtime",
     "test_bad_input",

@@ -23,6 +23,8 @@ from tests.node.pods import PASSTHROUGH, container, pod
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
+pytestmark = pytest.mark.soak
+
 # nas_mount_timeout_s: the default, or one that leaves `make test` some time.
 MOUNT_S = 60 if SOAK else 15
 FLAPS = 20 if SOAK else 1
