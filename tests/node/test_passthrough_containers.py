@@ -233,8 +233,8 @@ def test_ended_containers_have_their_volume_again(space: pods.Space, directory: 
     for name in ("killed", "sidecar"):
         # The command may be killed with its container before it has answered.
         space.run("several", "kill 1", container=name, check=False)
-    killed = "unhealthy failed liveness probe"
-    waiting.event(space, "several", killed, timeout_s=waiting.START_S)
+    failed = "unhealthy failed liveness probe"
+    waiting.event(space, "several", failed, timeout_s=waiting.START_S)
     for name in ("unhealthy", "killed", "sidecar"):
         again(space, name)
         assert noted(space, directory, name, 2) == [in_this_guest(space)] * 2

@@ -106,7 +106,7 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
         )
         waiting.ready(space, "steady", "early", timeout_s=2 * waiting.START_S)
         yield space
-        tell(space, "touch go")
+        tell(space, "touch go")  # those that a failed round left ending
 
 
 def tell(space: pods.Space, script: str) -> None:

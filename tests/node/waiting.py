@@ -32,13 +32,11 @@ def phase(space: pods.Space, name: str, value: str, *, timeout_s: float = START_
     condition(space, f"jsonpath={{.status.phase}}={value}", name, timeout_s=timeout_s)
 
 
-def restarted(
-    space: pods.Space, name: str, container: str, *, count: int = 1, timeout_s: float = START_S
-) -> None:
-    """Wait until `container` runs again after its end number `count`."""
+def restarted(space: pods.Space, name: str, container: str) -> None:
+    """Wait until `container` runs again after its first end."""
     mine = f'.status.containerStatuses[?(@.name=="{container}")]'
-    condition(space, f"jsonpath={{{mine}.restartCount}}={count}", name, timeout_s=timeout_s)
-    condition(space, f"jsonpath={{{mine}.ready}}=true", name, timeout_s=timeout_s)
+    condition(space, f"jsonpath={{{mine}.restartCount}}=1", name, timeout_s=START_S)
+    condition(space, f"jsonpath={{{mine}.ready}}=true", name, timeout_s=START_S)
 
 
 def replaced(space: pods.Space, name: str, container: str, container_id: str) -> None:
@@ -46,25 +44,33 @@ def replaced(space: pods.Space, name: str, container: str, container_id: str) ->
     measure: kubelet counts attempts, and one that finds its sandbox gone is one.
     """
     status: pods.Document = {}
-    for document in changes(space, name, timeout_s=START_S):
-        found = document["status"].get("containerStatuses", ())
-        status = next((each for each in found if each["name"] == container), {})
+    for status in _statuses(space, name, container, timeout_s=START_S):
         if status.get("ready") and status["containerID"] != container_id:
             return
     raise AssertionError(f"{name}: {container} was not replaced in {START_S} s: {status}")
 
 
-def ended(space: pods.Space, name: str, container: str, status: int) -> None:
-    """Wait until the pod shows that `container` ended with `status`. Only changes show that surely:
-    kubelet forgets it when its garbage collector meets the next one while that is being started.
+def ended(space: pods.Space, name: str, container: str, exit_code: int) -> None:
+    """Wait until the pod shows that `container` ended with `exit_code`. Only changes show that
+    surely: kubelet forgets it when its garbage collector meets the next one while that is being
+    started.
     """
-    for document in changes(space, name, timeout_s=2 * START_S):
-        found = document["status"].get("containerStatuses", ())
-        mine = [one for one in found if one["name"] == container]
-        states = [one[key] for one in mine for key in ("state", "lastState")]
-        if any(state.get("terminated", {}).get("exitCode") == status for state in states):
+    status: pods.Document = {}
+    for status in _statuses(space, name, container, timeout_s=2 * START_S):
+        ends = (status[key].get("terminated", {}) for key in ("state", "lastState"))
+        if any(end.get("exitCode") == exit_code for end in ends):
             return
-    raise AssertionError(f"{name}: {container} was not seen to end with status {status}")
+    raise AssertionError(f"{name}: {container} was not seen to end with {exit_code}: {status}")
+
+
+def _statuses(
+    space: pods.Space, name: str, container: str, *, timeout_s: float
+) -> Iterator[pods.Document]:
+    """The container's status as it is, and as it becomes with each change, until the deadline."""
+    for document in changes(space, name, timeout_s=timeout_s):
+        for status in document["status"].get("containerStatuses", ()):
+            if status["name"] == container:
+                yield status
 
 
 def condition(space: pods.Space, what: str, *names: str, timeout_s: float) -> None:
