@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # On how many labs at once the node tier runs its files. More than one pay where processors are whole cores.
 LABS ?= 1
 SEVERAL := --numprocesses $(LABS) --dist loadgroup --no-loadscope-reorder
-NODE_TIER := --verbose $(if $(filter-out 1,$(LABS)),$(SEVERAL)) tests/node
+NODE_TIER := --verbose --durations=60 --durations-min=10 $(if $(filter-out 1,$(LABS)),$(SEVERAL)) tests/node
 LOCKS := requirements/dev.txt requirements/node.txt pyproject.toml
 BOOTSTRAP := PYTHONPATH=src $(PYTHON) -m kangaroo_lab.bootstrap
 

@@ -18,7 +18,10 @@ from tests.node.pods import IDLE, container, pod
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
-LINES = 160_000  # `seq` of it is a little more than 1 MiB
+# A little more than 1 MiB. kubelet reads logs by line: of short ones an emulated node has too many.
+LINES = 8_192
+LARGE = "".join(f"{n:0128d}\n" for n in range(1, LINES + 1))
+WRITE_LARGE = f"awk 'BEGIN {{ for (n = 1; n <= {LINES}; n++) printf \"%0128d\\n\", n }}'"
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 FINALIZER = "kangaroo.io/observed"
 ANSWER_RESIZE = "trap 'stty size' WINCH; stty size; while :; do sleep 3600 & wait $!; done"
@@ -51,7 +54,7 @@ def exits_pod() -> pods.Document:
         "exits",
         container("zero", "for i in 1 2 3; do echo out $i; echo err $i >&2; done"),
         container("three", "exit 3"),
-        container("big", f"seq 1 {LINES}"),
+        container("big", WRITE_LARGE),
         container("hungry", "tail /dev/zero", limits={"memory": "48Mi"}),
         container("asks", "read line; echo got $line; exit 4", stdin=True, stdinOnce=True),
         restartPolicy="Never",
@@ -193,10 +196,9 @@ def test_logs_hold_stdout_and_stderr_each_in_order(space: pods.Space, answered: 
 
 
 def test_large_output_arrives_whole(space: pods.Space, answered: str) -> None:
-    expected = "".join(f"{n}\n" for n in range(1, LINES + 1))
     logs = space.kubectl("logs", "exits", "-c", "big").stdout
-    assert len(logs) == len(expected)
-    assert pods.sha256(logs.encode()) == pods.sha256(expected.encode())
+    assert len(logs) == len(LARGE)
+    assert pods.sha256(logs.encode()) == pods.sha256(LARGE.encode())
 
 
 def test_termination_is_polite_then_forced(space: pods.Space, stopped: float) -> None:
@@ -219,16 +221,14 @@ def test_exec_keeps_streams_apart_and_returns_the_status(space: pods.Space) -> N
 
 
 def test_exec_reads_stdin_to_its_end(space: pods.Space) -> None:
-    text = "".join(f"{n}\n" for n in range(1, LINES + 1))
     argv = ["exec", "-i", "main", "-c", "worker", "--", "sha256sum"]
-    said = space.kubectl(*argv, stdin=text)
-    assert said.stdout.split()[0] == pods.sha256(text.encode())
+    said = space.kubectl(*argv, stdin=LARGE)
+    assert said.stdout.split()[0] == pods.sha256(LARGE.encode())
 
 
 def test_exec_large_output_arrives_whole(space: pods.Space) -> None:
-    said = space.run("main", f"seq 1 {LINES}", container="worker").stdout
-    expected = "".join(f"{n}\n" for n in range(1, LINES + 1))
-    assert pods.sha256(said.encode()) == pods.sha256(expected.encode())
+    said = space.run("main", WRITE_LARGE, container="worker").stdout
+    assert pods.sha256(said.encode()) == pods.sha256(LARGE.encode())
 
 
 def test_exec_with_a_terminal_follows_its_size_and_keys(space: pods.Space) -> None:
