@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import selectors
 import shlex
 import shutil
-import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kangaroo_lab import artefacts
+from kangaroo_lab.conversation import Conversation, conversation
 
 if TYPE_CHECKING:
     from tests.node.pods import Space
@@ -49,17 +47,13 @@ def crowd(space: Space, pod: str, directory: str, *, program: str) -> dict[str, 
 class Actor:
     """The program in a pod, which does one thing after the other as it is told."""
 
-    def __init__(self, process: subprocess.Popen[bytes], pod: str) -> None:
-        self._process = process
+    def __init__(self, talk: Conversation, pod: str) -> None:
+        self._talk = talk
         self._pod = pod
-        self._heard = b""
 
     def __call__(self, verb: str, *words: str) -> str:
         """Have it done; the outcome."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([verb, *words]).encode() + b"\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._line(f"{self._pod}: {verb} {' '.join(words)}"))
+        answer = self._talk.ask([verb, *words], timeout_s=ANSWER_S)
         assert isinstance(answer, str)
         return answer
 
@@ -68,31 +62,12 @@ class Actor:
         answer = self(verb, *words)
         assert answer == "ok", f"{self._pod}: {verb} {words}: {answer}"
 
-    def _line(self, what: str) -> bytes:
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + ANSWER_S
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while b"\n" not in self._heard:
-                left = deadline - time.monotonic()
-                answered = left > 0 and selector.select(left)
-                assert answered, f"{what}: no answer in {ANSWER_S} s"
-                piece = self._process.stdout.read1(65536)  # type: ignore[attr-defined]
-                assert piece, f"{what}: the program ended"
-                self._heard += piece
-        line, _, self._heard = self._heard.partition(b"\n")
-        return line
-
 
 @contextlib.contextmanager
 def acting(space: Space, pod: str, program: str) -> Iterator[Actor]:
     """An actor in the pod, for the block; its paths are absolute."""
-    command = space.argv("exec", "-i", pod, "--", program, "act", "-dir", "/")
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        try:
-            yield Actor(process, pod)
-        finally:
-            process.kill()
+    with conversation(space.argv("exec", "-i", pod, "--", program, "act", "-dir", "/")) as talk:
+        yield Actor(talk, pod)
 
 
 def documented(page: Path, heading: str) -> list[Mapping[str, str]]:

@@ -111,11 +111,27 @@ class HostSide:
         self._virtiofsd: Child | None = None
         self._forwarding: asyncio.Task[None] | None = None
         self._cgroup: Path | None = None
+        self._released = False
 
     def save(self, state: SandboxState) -> None:
-        """Replace the state, in memory and on disk. Raises OSError."""
+        """Replace the state, in memory and on disk. Raises OSError, and FailedPrecondition once
+        `release` takes the directory away: nothing may be acquired any more.
+        """
+        if self._released:
+            raise FailedPrecondition(f"sandbox {self.placement.sandbox_id} is gone")
         state_file.save(self.paths.state_dir, state)
         self.state = state
+
+    def add_container(self, container_id: str) -> None:
+        """Record a container before anything of it is there. Raises as `save`."""
+        self.save(self.state.with_container(container_id))
+
+    def forget_container(self, container_id: str) -> None:
+        """Take a container out of the record. Idempotent, also while `release` takes the record
+        away. Raises OSError.
+        """
+        if container_id in self.state.containers and not self._released:
+            self.save(self.state.without_container(container_id))
 
     async def start(self) -> None:
         """Acquire everything; QEMU runs afterwards. On error the caller calls `release`.
@@ -174,6 +190,7 @@ class HostSide:
             self.network.close()
         if self._cgroup is not None:
             await asyncio.to_thread(self._remove_cgroup, self._cgroup)
+        self._released = True
         await asyncio.to_thread(self.shared.destroy)
         await asyncio.to_thread(remove_directory, self.paths.state_dir)
 

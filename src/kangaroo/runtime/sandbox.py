@@ -121,7 +121,7 @@ class Sandbox:
         the next try.
         """
         admission.check_container(spec)
-        self._host.save(self._host.state.with_container(container_id))
+        self._host.add_container(container_id)
         try:
             shared = self._host.shared
             await asyncio.to_thread(
@@ -144,10 +144,11 @@ class Sandbox:
             raise
 
     async def remove_container(self, container_id: str) -> None:
-        """Unmount the container's root and binds on the node. Idempotent."""
+        """Unmount the container's root and binds on the node. Idempotent, also while the sandbox
+        ends, which takes them with it.
+        """
         await asyncio.to_thread(self._host.shared.remove, container_id)
-        if container_id in self._host.state.containers:
-            self._host.save(self._host.state.without_container(container_id))
+        self._host.forget_container(container_id)
 
     async def wait_exit(self) -> int:
         """Wait until QEMU has ended; its exit status.
