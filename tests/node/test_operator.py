@@ -84,7 +84,7 @@ def test_what_a_pod_does_is_counted_where_it_is_mounted(
     space.say(name, f"dd if=/dev/zero of=/data/{name} bs=64k count=16 conv=fsync 2>&1")
     after = scrape(space, name)
     deadline = time.monotonic() + FRESH_S
-    while after[key] == before.get(key, 0) and time.monotonic() < deadline:
+    while after.get(key, 0) == before.get(key, 0) and time.monotonic() < deadline:
         after = scrape(space, name)
     assert {key[1] for key in after} == {where}
     assert after[key] > before.get(key, 0)
