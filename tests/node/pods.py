@@ -265,15 +265,18 @@ class Space:
 
 @contextmanager
 def opened(lab: Lab, name: str) -> Iterator[Space]:
-    """A new namespace, ready for pods. At the end of the block it and its volumes are deleted,
-    and that is awaited."""
+    """A new namespace, ready for pods. At the end of the block its pods and volumes are deleted,
+    and that is awaited; the namespace itself goes later, for its controller begins only after five
+    seconds."""
     space = Space(lab, f"{name}-{secrets.token_hex(2)}")
     lab.kubectl("create", "namespace", space.name)
     try:
         space.kubectl("wait", "--for=create", "--timeout=60s", "serviceaccount/default")
         yield space
     finally:
-        lab.kubectl("delete", "namespace", space.name, "--timeout=240s", timeout_s=270)
+        lab.kubectl("delete", "namespace", space.name, "--wait=false")
+        space.kubectl("delete", "pod", "--all", "--timeout=240s", timeout_s=270)
+        space.kubectl("delete", "persistentvolumeclaim", "--all", "--timeout=60s")
         lab.kubectl("delete", "persistentvolume", "-l", f"kangaroo-test={space.name}")
 
 

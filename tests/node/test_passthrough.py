@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.node import inside, pods, waiting
+from tests.node import inside, pods, probing, waiting
 from tests.node.pods import PASSTHROUGH, container, pod
 
 from kangaroo.nas import placeholder
+from kangaroo_lab.nas import Failure
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
 # Kubelet's volumeStatsAggPeriod is a minute, and the first look may come before the takeover.
 STATS_S = 180
+# How long the NAS is away, and until a client that waits longer with each try has noticed.
+OUTAGE_S, BACK_S = 8, 45
 OPTIONS = "noresvport,nolock,rsize=65536,wsize=65536,timeo=700"
 READ_AHEAD_KIB = 1024
 STOP_WITH_3 = "trap 'exit 3' TERM; while :; do sleep 3600 & wait $!; done"
@@ -52,6 +56,12 @@ def simple_pod(name: str, **rest: object) -> pods.Document:
     return pod(name, container("one", mounts={"/data": "nas"}), volumes=[pods.claim("nas")], **rest)  # type: ignore[arg-type]
 
 
+def plain_pod() -> pods.Document:
+    """A pod of runc, which has both volumes as the node mounts them."""
+    one = container("one", mounts={"/data": "nas", "/four": "four"})
+    return pod("plain", one, runtime=None, volumes=[pods.claim("nas"), pods.claim("four")])
+
+
 @pytest.fixture(scope="module")
 def directory(lab: Lab) -> Path:
     """The directory of the NAS that these tests' volumes are of, as the NAS itself sees it."""
@@ -68,7 +78,7 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
         space.apply(
             *space.nas("nas", path="/csi/passthrough", options=OPTIONS),
             *space.nas("four", path="/csi/passthrough", vers="4.1", options="noresvport"),
-            simple_pod("plain", runtime=None),
+            plain_pod(),
         )
         waiting.ready(space, "plain")
         # One superblock serves all mounts of a source with the same options.
@@ -80,7 +90,7 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
 
 def read_ahead_file(space: pods.Space) -> str:
     """Where the node keeps how far it reads ahead on the mount of the pod `plain`."""
-    (mount,) = space.nfs_mounts("plain")
+    (mount,) = (each for each in space.nfs_mounts("plain") if each.fstype == "nfs")
     return f"/sys/class/bdi/{mount.device}/read_ahead_kb"
 
 
@@ -120,7 +130,7 @@ def test_without_the_annotation_the_node_mounts_and_shares(space: pods.Space) ->
 
 def test_runc_pod_uses_the_nodes_mount(space: pods.Space) -> None:
     assert mount_line(space, "plain", "/data")[2] == "nfs"
-    assert len(space.nfs_mounts("plain")) == 1
+    assert len(space.nfs_mounts("plain")) == 2
 
 
 def test_data_is_seen_by_all_and_by_the_nas(space: pods.Space, directory: Path) -> None:
@@ -211,6 +221,44 @@ def test_read_only_mount_refuses_writes(space: pods.Space) -> None:
     assert "Read-only file system" in refused.stderr
     assert space.say("direct", "cat /readonly/existing/file", container="one") == "was there"
     assert space.run("direct", "echo x > /data/accepted", container="one").status == 0
+
+
+@pytest.mark.parametrize("how", ["fcntl", "flock"])
+def test_a_lock_of_version_4_holds_between_a_guest_and_a_node(
+    space: pods.Space, directory: Path, how: str
+) -> None:
+    probing.install(directory)
+    program, file = f"/four/{probing.PROGRAM}", f"/four/locked-{how}"
+    with (
+        probing.acting(space, "direct", program) as guest,
+        probing.acting(space, "plain", program) as node,
+    ):
+        for one in (guest, node):
+            one.expect("open", "file", file)
+        for holding, asking in ((guest, node), (node, guest)):
+            holding.expect("lock", "file", how)
+            assert asking("lock", "file", how) == "EAGAIN"
+            holding.expect("unlock", "file", how)
+
+
+def test_a_write_outlasts_a_nas_that_is_away(space: pods.Space, directory: Path) -> None:
+    """Over both versions: it waits, goes on when the NAS is back, and nothing is wrong with it."""
+    nas, names = space.lab.nas, ("/data/stalled-3", "/four/stalled-4")
+    write = "seq 1 20000 | dd of={0} bs=4k conv=fsync 2>/dev/null && sha256sum < {0}"
+    script = "".join(f"({write.format(name)}) & " for name in names) + "wait"
+    argv = space.argv("exec", "direct", "--container", "one", "--", "sh", "-c", script)
+    nas.fail(nas.address, Failure.DROPPED)
+    try:
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as writing:
+            time.sleep(OUTAGE_S)
+            stalled = writing.poll() is None
+            nas.unblock()
+            said = writing.communicate(timeout=BACK_S)[0]
+    finally:
+        nas.unblock()
+    assert stalled
+    sums = [pods.sha256((directory / Path(name).name).read_bytes()) for name in names]
+    assert [line.split()[0] for line in said.splitlines()] == sums == sums[:1] * 2
 
 
 def test_restarted_container_has_its_volume_after_a_kubelet_restart(space: pods.Space) -> None:
