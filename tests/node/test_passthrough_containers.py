@@ -19,6 +19,8 @@ from kangaroo.wire.agent_protocol import NAS_DIRECTORY
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
+pytestmark = pytest.mark.soak
+
 DATA = {"/data": "nas"}
 # Each pod, where its volume is mounted, and as what its container sees it.
 WHERE = {"several": "guest", "shared": "node", "plain": "node"}
