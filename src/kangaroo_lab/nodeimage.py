@@ -29,10 +29,12 @@ PACKAGES = (
     "iproute2",
     "iptables",
     "kmod",
+    "ktls-utils",
     "linux-image-cloud-amd64",
     "lsof",
     "netbase",
     "nfs-common",
+    "nfs-kernel-server",
     "nftables",
     "openssh-server",
     "procps",
@@ -46,6 +48,7 @@ PACKAGES = (
     "systemd-sysv",
     "udev",
     "virtiofsd",
+    "xfsprogs",
     "zstd",
 )
 DISK_SIZE = "16G"  # sparse
@@ -104,14 +107,17 @@ MASKED_UNITS = (
     "systemd-tpm2-setup-early.service",
     "systemd-update-utmp.service",
     "systemd-firstboot.service",
+    "xfs_scrub_all.timer",
 )
 # The lab writes their configuration and starts them then. It sets the network up, too.
 DISABLED_UNITS = (
     "containerd.service",
+    "nfs-server.service",
     "ssh.service",
     "systemd-network-generator.service",
     "systemd-networkd.service",
     "systemd-networkd.socket",
+    "tlshd.service",
 )
 UNUSED_GENERATORS = (
     "systemd-gpt-auto-generator",

@@ -9,13 +9,14 @@ import os
 import random
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.node import kernel_server
 from tests.node.csi_driver import KUBELET_S, SOAK, UNIT, Answer, Driver, driving
 
 from kangaroo.csi import mount_helper
@@ -29,6 +30,7 @@ KILLS = 200 if SOAK else 2
 VOLUMES, ROUNDS = (500, 20) if SOAK else (64, 2)
 PARALLEL = 64
 DEAD_VOLUMES = 16
+OPTIONS = "nolock,proto=tcp,noresvport"
 # What the driver promises of a dead server: its own deadlines, and the emulated node's slowness.
 PUBLISH_S, UNPUBLISH_S = 110, 30
 READY_S = 90
@@ -57,7 +59,7 @@ def base(lab: Lab) -> Iterator[Path]:
 
 
 @pytest.fixture
-def mortal(lab: Lab) -> Iterator[str]:
+def second(lab: Lab) -> Iterator[str]:
     """An address of the NAS that a test may let fail."""
     with lab.nas.second_address() as address:
         yield address
@@ -223,45 +225,78 @@ def test_a_killed_driver_goes_on_at_any_point_of_any_verb(driver: Driver, base: 
     print(f"drivers killed, by verb: {killed}")
 
 
+@dataclass(frozen=True)
+class Mortal:
+    """A server that a test lets fail: what volumes say of it, its end, and its return."""
+
+    attributes: Mapping[str, str]
+    fail: Callable[[], None]
+    recover: Callable[[], None]
+
+
 @pytest.mark.parametrize("failure", Failure)
 @pytest.mark.timeout(600)
 def test_a_dead_nas_holds_up_nobody_of_a_healthy_one(
-    driver: Driver, mortal: str, failure: Failure
+    driver: Driver, second: str, failure: Failure
 ) -> None:
-    """Half of the volumes are of an address of the NAS that then fails."""
+    """The dead one is another address of the NAS."""
     nas = driver.lab.nas
-    volumes = DEAD_VOLUMES if SOAK or failure is Failure.DROPPED else DEAD_VOLUMES // 4
-    dead, healthy = ([f"{kind}-{n}" for n in range(volumes)] for kind in ("dead", "healthy"))
-    servers = dict.fromkeys(dead, mortal) | dict.fromkeys(healthy, nas.address)
     # Tried again and again until the driver's own deadline, long after the healthy ones.
     endless = failure is Failure.DROPPED
-    options = "nolock,proto=tcp,noresvport" + (",retry=2" if endless else "")
+    attributes = {"server": second, "options": OPTIONS + (",retry=2" if endless else "")}
+    mortal = Mortal(attributes, lambda: nas.fail(second, failure), nas.unblock)
+    volumes = DEAD_VOLUMES if SOAK or endless else DEAD_VOLUMES // 4
+    hold_up_nobody(driver, mortal, volumes, failure.name, endless=endless)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_dead_server_of_version_4_holds_up_nobody_of_a_healthy_one(driver: Driver) -> None:
+    """Its mounts are of one client, which waits for it until it is back."""
+    with kernel_server.serving(driver.node) as server:
+        where = {"server": server.address, "path": kernel_server.SHARING}
+        attributes = {**where, "vers": "4.2", "options": "hard"}
+        mortal = Mortal(attributes, server.fail, server.recover)
+        hold_up_nobody(driver, mortal, DEAD_VOLUMES, "DROPPED, version 4", endless=True)
+
+
+def hold_up_nobody(
+    driver: Driver, mortal: Mortal, volumes: int, title: str, *, endless: bool
+) -> None:
+    """Volumes of a server that fails, and as many of the NAS, are published and taken away at the
+    same time. With `endless`, publishes of the dead are to outlast the others."""
+    nas = driver.lab.nas
+    dead, healthy = ([f"{kind}-{n}" for n in range(volumes)] for kind in ("dead", "healthy"))
+    attributes = dict.fromkeys(dead, mortal.attributes) | dict.fromkeys(
+        healthy, {"server": nas.address, "options": OPTIONS}
+    )
 
     def publishing(names: Sequence[str], suffix: str = "") -> list[dict[str, Any]]:
-        return [
-            driver.publishing(f"{name}{suffix}", server=servers[name], options=options)
-            for name in names
-        ]
+        return [driver.publishing(f"{name}{suffix}", **attributes[name]) for name in names]
 
     def unpublishing(names: Sequence[str], suffix: str = "") -> list[dict[str, Any]]:
         return [driver.unpublishing(f"{name}{suffix}") for name in names]
 
     (before,) = driver.rounds([*publishing(dead), *publishing(healthy)])
     assert codes(before) == {"OK"}
-    nas.fail(mortal, failure)
-    (answers,) = driver.rounds(
-        [
-            *publishing(dead, "-more"),
-            *unpublishing(dead),
-            *publishing(healthy, "-more"),
-            *unpublishing(healthy),
-        ]
-    )
+    mortal.fail()
+    try:
+        (answers,) = driver.rounds(
+            [
+                *publishing(dead, "-more"),
+                *unpublishing(dead),
+                *publishing(healthy, "-more"),
+                *unpublishing(healthy),
+            ]
+        )
+        left = children(driver)
+    finally:
+        mortal.recover()
     published, unpublished = answers[:volumes], answers[volumes : 2 * volumes]
     well = answers[2 * volumes :]
     slowest, fastest = longest(well), min(answer.seconds for answer in published)
     print(
-        f"{failure.name}, {volumes} volumes: healthy at most {slowest:.1f} s, before"
+        f"{title}, {volumes} volumes: healthy at most {slowest:.1f} s, before"
         f" {longest(before):.1f} s; dead published in {fastest:.1f} to {longest(published):.1f} s,"
         f" unpublished in at most {longest(unpublished):.1f} s"
     )
@@ -272,8 +307,7 @@ def test_a_dead_nas_holds_up_nobody_of_a_healthy_one(
     assert longest(unpublished) < UNPUBLISH_S
     if endless:
         assert slowest < fastest, "the healthy ones waited for the dead"
-    assert children(driver) == []
-    nas.unblock()
+    assert left == []
     (after,) = driver.rounds(publishing(dead, "-more"))
     assert codes(after) == {"OK"}, after
     both = [*dead, *healthy]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -249,13 +250,14 @@ def test_a_write_outlasts_a_nas_that_is_away(space: pods.Space, directory: Path)
     argv = space.argv("exec", "direct", "--container", "one", "--", "sh", "-c", script)
     nas.fail(nas.address, Failure.DROPPED)
     try:
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as writing:
-            time.sleep(OUTAGE_S)
-            stalled = writing.poll() is None
-            nas.unblock()
-            said = writing.communicate(timeout=BACK_S)[0]
+        writing = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            writing.wait(OUTAGE_S)
+        stalled = writing.returncode is None
     finally:
         nas.unblock()
+    with writing:
+        said = writing.communicate(timeout=BACK_S)[0]
     assert stalled
     sums = [pods.sha256((directory / Path(name).name).read_bytes()) for name in names]
     assert [line.split()[0] for line in said.splitlines()] == sums == sums[:1] * 2

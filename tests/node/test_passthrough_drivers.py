@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.node import pods, second_driver, waiting
 from tests.node.pods import NFS, PASSTHROUGH, container, pod
+from tests.node.second_driver import Other
 
 from kangaroo.nas import placeholder
 
@@ -54,20 +55,20 @@ def host(lab: Lab, base: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def driver(lab: Lab) -> Iterator[str]:
-    with second_driver.running(lab) as name:
-        yield name
+def driver(lab: Lab) -> Iterator[Other]:
+    with second_driver.running(lab) as other:
+        yield other
 
 
 @pytest.fixture(scope="module")
-def space(lab: Lab, base: Path, host: str, driver: str) -> Iterator[pods.Space]:
+def space(lab: Lab, base: Path, host: str, driver: Other) -> Iterator[pods.Space]:
     with pods.opened(lab, "drivers") as space:
         claimed = {"server": lab.nas.address, "path": f"/csi/{base.name}/claimed"}
         options = ("vers=3", "nolock", "rsize=65536", "timeo=700")
-        other = {"server": lab.nas.address, "path": f"/csi/{base.name}/other", "vers": "4.1"}
+        other = {"server": lab.nas.address, driver.path: f"/csi/{base.name}/other"}
         space.apply(
             *sourced(pods.bound_volume(space.name, "claimed", {}, options), nfs=claimed),
-            *pods.bound_volume(space.name, "other", other, driver=driver),
+            *pods.bound_volume(space.name, "other", other, ("vers=4.1",), driver.name),
             document(lab, base, host),
         )
         waiting.ready(space, NAME, timeout_s=2 * waiting.START_S)
@@ -168,7 +169,7 @@ def test_read_only(space: pods.Space, table: dict[str, list[str]], path: str) ->
     assert space.say(NAME, f"test -e {path}/here && echo readable") == "readable"
 
 
-def test_the_operator_sees_whose_volumes_they_are(space: pods.Space, driver: str) -> None:
+def test_the_operator_sees_whose_volumes_they_are(space: pods.Space, driver: Other) -> None:
     listing = json.loads(
         space.node.exec(["/opt/kangaroo/bin/kangaroo", "volumes", "--json"]).stdout
     )
@@ -179,7 +180,7 @@ def test_the_operator_sees_whose_volumes_they_are(space: pods.Space, driver: str
     }
     assert {name: (each["driver"], each["where"]) for name, each in found.items()} == {
         **dict.fromkeys(("claimed", "inline", "reading"), ("kubernetes.io/nfs", "guest")),
-        "other": (driver, "guest"),
+        "other": (driver.name, "guest"),
     }
     assert all(each["statistics"]["total_bytes"] > 4096 for each in found.values()), found
 

@@ -47,11 +47,6 @@ async def serving(config: Config) -> AsyncIterator[None]:
             Node(config), server
         )
 
-    def add_registration(server: grpc.aio.Server) -> None:
-        registration_pb2_grpc.add_RegistrationServicer_to_server(  # type: ignore[no-untyped-call]
-            Registration(config), server
-        )
-
     async with contextlib.AsyncExitStack() as stack:
         observer: Observer = Unobserved()
         if config.metrics_address:
@@ -60,8 +55,20 @@ async def serving(config: Config) -> AsyncIterator[None]:
             observer = await stack.enter_async_context(metrics.serving(config))
         await stack.enter_async_context(_socket(config.socket_path, add_csi, observer))
         if config.register:
-            registration = _socket(config.registration_path, add_registration, observer)
-            await stack.enter_async_context(registration)
+            await stack.enter_async_context(registering(config, observer))
+        yield
+
+
+@contextlib.asynccontextmanager
+async def registering(config: Config, observer: Observer | None = None) -> AsyncIterator[None]:
+    """The socket that leads kubelet to the driver's, while the block runs."""
+
+    def add(server: grpc.aio.Server) -> None:
+        registration_pb2_grpc.add_RegistrationServicer_to_server(  # type: ignore[no-untyped-call]
+            Registration(config), server
+        )
+
+    async with _socket(config.registration_path, add, observer or Unobserved()):
         yield
 
 

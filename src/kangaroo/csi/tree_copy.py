@@ -1,5 +1,5 @@
 """A copy of a directory tree: contents with their holes, modes, owners, times, extended attributes,
-hard links, and every kind of entry.
+access control lists, hard links, and every kind of entry.
 
 Both trees are gone through by descriptors, one name at a time, and no symbolic link is followed: a
 tree that changes meanwhile, or was made to lead astray, leads nowhere else. Neither depth nor size
@@ -30,6 +30,8 @@ _OPEN_LEVELS = 64
 
 _GONE = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 _ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
+# How the client of NFS 4 shows a server's access control list, in the words of the protocol.
+_NFS4_ACCESS_LIST = "system.nfs4_acl"
 _NAMED = 5
 
 
@@ -261,10 +263,14 @@ def _copy_attributes(source: int, target: int) -> None:
             return
         raise
     for name in names:
-        if not name.startswith("user.") and name not in _ACCESS_LISTS:
+        known = name in (*_ACCESS_LISTS, _NFS4_ACCESS_LIST)
+        if not known and not name.startswith("user."):
             continue
         try:
-            os.setxattr(target, name, os.getxattr(source, name))
+            value = os.getxattr(source, name)
+            # Every file has one. Where it says what the mode does, the mode has made it.
+            if name != _NFS4_ACCESS_LIST or value != os.getxattr(target, name):
+                os.setxattr(target, name, value)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ENODATA):
                 raise

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kangaroo.errors import KangarooError
-from kangaroo_lab import csi_calls
+from kangaroo_lab import csi_calls, nfsplugin
 from kangaroo_lab.csi_calls import SOCKET
 from kangaroo_lab.demo import describe_node
 
@@ -28,15 +28,13 @@ if TYPE_CHECKING:
 
 AT_ONCE = 64
 ALONE = 8  # calls of a turn
-OURS, PEER = "kangaroo-csi", "csi-driver-nfs"
+OURS, PEER = "kangaroo-csi", nfsplugin.PROJECT
 # Given to both as mount flags, so that neither's defaults count.
 _OPTIONS = ("vers=3", "nolock", "proto=tcp", "mountproto=tcp", "hard", "noresvport")
 
-_WORK = "/var/tmp/kangaroo-bench-csi"  # /run takes no programs
 _TARGETS = "/run/kangaroo-bench-csi"
 _PEER_UNIT = "kangaroo-bench-peer"
-# What its own image has. With systemd-run it would mount through a service of systemd's.
-_PEER_PROGRAMS = ("mount", "umount")
+_PEER_SOCKET = "/run/kangaroo-bench-peer.sock"
 
 
 class Verb(StrEnum):
@@ -108,7 +106,8 @@ def run(
         node.exec(["systemctl", "restart", OURS])
         units = {OURS: (OURS, SOCKET)}
         if peer is not None:
-            units[PEER] = (_PEER_UNIT, stack.enter_context(_serving(node, peer)))
+            stack.enter_context(nfsplugin.serving(node, peer, _PEER_UNIT, _PEER_SOCKET))
+            units[PEER] = (_PEER_UNIT, _PEER_SOCKET)
         bench = _Bench(lab, node, client, base, units)
         say("warming up")
         for turn in range(2):
@@ -234,21 +233,3 @@ def _targets(node: Node) -> Iterator[None]:
     yield
     # Not empty means that a driver has left something: that is an error.
     node.exec(["rmdir", _TARGETS])
-
-
-@contextlib.contextmanager
-def _serving(node: Node, program: Path) -> Iterator[str]:
-    """The peer as a service of the node; its socket, which a client waits for."""
-    socket = f"{_WORK}/csi.sock"
-    node.exec(["mkdir", "--parents", f"{_WORK}/bin"])
-    node.copy_to(program, f"{_WORK}/nfsplugin")
-    links = "; ".join(f"ln -sf $(command -v {name}) {_WORK}/bin" for name in _PEER_PROGRAMS)
-    node.exec(["sh", "-c", f"chmod +x {_WORK}/nfsplugin; {links}"])
-    service = ["systemd-run", "--collect", f"--unit={_PEER_UNIT}", f"--setenv=PATH={_WORK}/bin"]
-    flags = [f"--endpoint=unix://{socket}", "--nodeid=bench", f"--working-mount-dir={_WORK}"]
-    node.exec([*service, f"{_WORK}/nfsplugin", *flags])
-    try:
-        yield socket
-    finally:
-        node.exec(["systemctl", "stop", _PEER_UNIT], check=False)
-        node.exec(["rm", "--recursive", "--force", "--one-file-system", _WORK])
