@@ -1,8 +1,8 @@
 """The Linux kernel's own NFS server, for what the lab's NAS has not: file systems that share
 blocks (CLONE), access control lists, TLS, and a server of version 4 that may fail.
 
-It runs in a network namespace of a node, apart from the node's own network, and serves an XFS there.
-It speaks version 4 only: version 3 would want an rpcbind of its own.
+It runs in a network namespace of a node, apart from the node's own network, and serves an XFS and
+the node's ext4. It speaks version 4 only: version 3 would want an rpcbind of its own.
 """
 
 from __future__ import annotations

@@ -91,9 +91,7 @@ def _nfsplugin(node: Node, program: Path) -> Iterator[None]:
     node.exec(["mkdir", "-p", f"{_PLUGINS}/{_NFSPLUGIN.name}"])
     with (
         nfsplugin.serving(node, program, _UNIT, socket),
-        _service(
-            node, f"{_UNIT}-registrar", "--setenv=PYTHONPATH=/opt/kangaroo/lib", *registrar
-        ),
+        _service(node, f"{_UNIT}-registrar", "--setenv=PYTHONPATH=/opt/kangaroo/lib", *registrar),
     ):
         yield
 

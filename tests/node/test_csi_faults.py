@@ -229,7 +229,7 @@ def test_a_killed_driver_goes_on_at_any_point_of_any_verb(driver: Driver, base: 
 class Mortal:
     """A server that a test lets fail: what volumes say of it, its end, and its return."""
 
-    attributes: Mapping[str, str]
+    attributes: Mapping[str, Any]
     fail: Callable[[], None]
     recover: Callable[[], None]
 
@@ -265,11 +265,9 @@ def hold_up_nobody(
 ) -> None:
     """Volumes of a server that fails, and as many of the NAS, are published and taken away at the
     same time. With `endless`, publishes of the dead are to outlast the others."""
-    nas = driver.lab.nas
     dead, healthy = ([f"{kind}-{n}" for n in range(volumes)] for kind in ("dead", "healthy"))
-    attributes = dict.fromkeys(dead, mortal.attributes) | dict.fromkeys(
-        healthy, {"server": nas.address, "options": OPTIONS}
-    )
+    living = {"server": driver.lab.nas.address, "options": OPTIONS}
+    attributes = dict.fromkeys(dead, mortal.attributes) | dict.fromkeys(healthy, living)
 
     def publishing(names: Sequence[str], suffix: str = "") -> list[dict[str, Any]]:
         return [driver.publishing(f"{name}{suffix}", **attributes[name]) for name in names]

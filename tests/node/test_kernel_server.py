@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -124,9 +124,7 @@ class Share:
 
 
 @pytest.fixture(params=[kernel_server.SHARING, kernel_server.PLAIN], ids=["clone", "copy"])
-def share(
-    driver: Driver, server: KernelServer, request: pytest.FixtureRequest
-) -> Iterator[Share]:
+def share(driver: Driver, server: KernelServer, request: pytest.FixtureRequest) -> Iterator[Share]:
     path = f"{request.param}/{secrets.token_hex(4)}"
     driver.node.exec(["mkdir", path])
     yield Share(driver, server, path)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from tests.node import inside, pods, probing, waiting
 from tests.node.pods import PASSTHROUGH, container, pod
 
 from kangaroo.nas import placeholder
+from kangaroo_lab import dual_stack
 from kangaroo_lab.nas import Failure
 
 if TYPE_CHECKING:
@@ -27,6 +30,11 @@ STATS_S = 180
 OUTAGE_S, BACK_S = 8, 45
 OPTIONS = "noresvport,nolock,rsize=65536,wsize=65536,timeo=700"
 READ_AHEAD_KIB = 1024
+HOST_NAME = "nas.lab"  # in the node's /etc/hosts, and in no guest's
+# Volumes of servers that are found otherwise than by an IPv4 address, and one of another export.
+PLACES = ("named", "six", "squashed")
+VOLUMES = ("nas", "four", *PLACES)
+USER, GROUP, FS_GROUP, NOBODY = 1000, 1001, 2000, 65534
 STOP_WITH_3 = "trap 'exit 3' TERM; while :; do sleep 3600 & wait $!; done"
 
 
@@ -39,7 +47,7 @@ def direct_pod() -> pods.Document:
         {"name": "nas", "mountPath": "/existing", "subPath": "existing"},
         {"name": "nas", "mountPath": "/missing", "subPath": "missing/deep"},
         {"name": "nas", "mountPath": "/one-file", "subPath": "existing/file"},
-        {"name": "four", "mountPath": "/four"},
+        *({"name": name, "mountPath": f"/{name}"} for name in ("four", *PLACES)),
         {"name": "disk", "mountPath": "/disk"},
     ]
     data = {"/data": "nas"}
@@ -47,10 +55,17 @@ def direct_pod() -> pods.Document:
         "direct",
         container("one", mounts=everything),
         container("two", STOP_WITH_3, mounts=data),
+        user_container(),
         initContainers=[container("prepare", "echo prepared > /data/from-init", mounts=data)],
         annotations=PASSTHROUGH,
-        volumes=[pods.claim("nas"), pods.claim("four"), {"name": "disk", "emptyDir": {}}],
+        securityContext={"fsGroup": FS_GROUP},
+        volumes=[*map(pods.claim, VOLUMES), {"name": "disk", "emptyDir": {}}],
     )
+
+
+def user_container() -> pods.Document:
+    who = {"runAsUser": USER, "runAsGroup": GROUP}
+    return container("user", mounts={"/squashed": "squashed"}, securityContext=who)
 
 
 def simple_pod(name: str, **rest: object) -> pods.Document:
@@ -58,9 +73,16 @@ def simple_pod(name: str, **rest: object) -> pods.Document:
 
 
 def plain_pod() -> pods.Document:
-    """A pod of runc, which has both volumes as the node mounts them."""
-    one = container("one", mounts={"/data": "nas", "/four": "four"})
-    return pod("plain", one, runtime=None, volumes=[pods.claim("nas"), pods.claim("four")])
+    """A pod of runc, which has the volumes as the node mounts them."""
+    one = container("one", mounts={"/data": "nas"} | {f"/{name}": name for name in VOLUMES[1:]})
+    return pod(
+        "plain",
+        one,
+        user_container(),
+        runtime=None,
+        securityContext={"fsGroup": FS_GROUP},
+        volumes=[*map(pods.claim, VOLUMES)],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +97,14 @@ def directory(lab: Lab) -> Path:
 
 @pytest.fixture(scope="module")
 def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
-    with pods.opened(lab, "passthrough") as space:
+    where = "/csi/passthrough"
+    with dual_stack.dual_stack(lab) as six, pods.opened(lab, "passthrough") as space:
         space.apply(
-            *space.nas("nas", path="/csi/passthrough", options=OPTIONS),
-            *space.nas("four", path="/csi/passthrough", vers="4.1", options="noresvport"),
+            *space.nas("nas", path=where, options=OPTIONS),
+            *space.nas("four", path=where, vers="4.1", options="noresvport"),
+            *space.nas("named", server=HOST_NAME, path=where, vers="4.2", options="noresvport"),
+            *space.nas("six", server=f"[{six}]", path=where),
+            *space.nas("squashed", path="/squashed"),
             plain_pod(),
         )
         waiting.ready(space, "plain")
@@ -91,7 +117,9 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
 
 def read_ahead_file(space: pods.Space) -> str:
     """Where the node keeps how far it reads ahead on the mount of the pod `plain`."""
-    (mount,) = (each for each in space.nfs_mounts("plain") if each.fstype == "nfs")
+    (mount,) = (
+        each for each in space.nfs_mounts("plain") if each.mount_point.endswith("-nas/mount")
+    )
     return f"/sys/class/bdi/{mount.device}/read_ahead_kb"
 
 
@@ -113,7 +141,7 @@ def test_guest_mounts_the_nas(space: pods.Space, name: str) -> None:
 def test_node_holds_a_placeholder_and_no_nfs(space: pods.Space) -> None:
     entries = space.mounts(space.uid("direct"))
     volumes = [entry for entry in entries if entry.mount_point.endswith("/mount")]
-    assert len(volumes) == 2, entries
+    assert len(volumes) == len(VOLUMES), entries
     assert all(placeholder.is_placeholder(entry) for entry in volumes), volumes
     assert space.nfs_mounts("direct") == []
 
@@ -131,7 +159,7 @@ def test_without_the_annotation_the_node_mounts_and_shares(space: pods.Space) ->
 
 def test_runc_pod_uses_the_nodes_mount(space: pods.Space) -> None:
     assert mount_line(space, "plain", "/data")[2] == "nfs"
-    assert len(space.nfs_mounts("plain")) == 2
+    assert len(space.nfs_mounts("plain")) == len(VOLUMES)
 
 
 def test_data_is_seen_by_all_and_by_the_nas(space: pods.Space, directory: Path) -> None:
@@ -169,6 +197,58 @@ def test_version_4_is_mounted_in_the_guest(space: pods.Space) -> None:
     assert "vers=4.1" in options.split(",")
     assert f"clientaddr={space.get('direct')['status']['podIP']}" in options.split(",")
     assert space.say("direct", "cat /four/existing/file") == "was there"
+
+
+def test_servers_are_found_as_the_node_finds_them(space: pods.Space, directory: Path) -> None:
+    """By a host name that the guest does not know, and over IPv6."""
+    nas = space.lab.nas
+    named, six = mount_line(space, "direct", "/named"), mount_line(space, "direct", "/six")
+    assert (named[0], named[2]) == (f"{HOST_NAME}:/csi/passthrough", "nfs4")
+    assert f"addr={nas.address}" in named[3].split(",")
+    assert (six[0], six[2]) == (f"[{dual_stack.NAS}]:/csi/passthrough", "nfs")
+    assert "proto=tcp6" in six[3].split(",")
+    for name in ("named", "six"):
+        space.run("direct", f"echo {name} > /{name}/by-{name} && sync", container="one")
+        assert (directory / f"by-{name}").read_text() == f"{name}\n"
+
+
+def test_owners_are_those_of_a_runc_pod(space: pods.Space) -> None:
+    """Of an export that takes root for nobody, in a directory of the pod's fsGroup, too."""
+    base = space.lab.nas.root / "squashed" / space.name
+    (base / "group").mkdir(parents=True)
+    base.chmod(0o777)
+    os.chown(base / "group", 0, FS_GROUP)
+    (base / "group").chmod(0o770)
+    try:
+        for name in ("direct", "plain"):
+            for who in ("one", "user"):
+                script = f"cd /squashed/{space.name} && touch {name}-{who} group/{name}-{who}"
+                space.run(name, script, container=who, check=who == "user")
+            owners = [(base / f"{name}-{who}").stat() for who in ("one", "user")]
+            assert [(each.st_uid, each.st_gid) for each in owners] == [
+                (NOBODY, NOBODY),
+                (USER, GROUP),
+            ]
+            made = {path.name for path in (base / "group").glob(f"{name}-*")}
+            assert made == {f"{name}-user"}
+    finally:
+        shutil.rmtree(base)
+
+
+@pytest.mark.timeout(600)
+def test_programs_see_what_they_see_on_the_nodes_mount(space: pods.Space, directory: Path) -> None:
+    probing.install(directory)
+
+    def observe(name: str) -> dict[str, str]:
+        (directory / name).mkdir(exist_ok=True)
+        (directory / name).chmod(0o777)
+        program = f"/four/{probing.PROGRAM}"
+        return probing.observe(space, name, f"/four/{name}", program=program, only=probing.CORE)
+
+    with ThreadPoolExecutor(2) as pool:
+        direct, plain = pool.map(observe, ("direct", "plain"))
+    assert set(direct) == set(probing.CORE)
+    assert direct == plain
 
 
 @pytest.mark.timeout(STATS_S + 60)

@@ -20,8 +20,6 @@ from kangaroo_lab.nas import Failure
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
-pytestmark = pytest.mark.soak
-
 OUTAGE_S = 120 if SOAK else 20
 # shutdown_timeout_s: the default, or one that leaves `make test` some time.
 FLUSH_S = 60 if SOAK else 15
@@ -187,6 +185,7 @@ def node_can_lock(space: pods.Space, name: str) -> bool:
     return done.status == 0
 
 
+@pytest.mark.soak
 def test_a_pod_is_a_client_of_its_own(space: pods.Space, first: dict[str, str]) -> None:
     """As the NAS has it. By its host name alone it would be one with any pod of the same name."""
     recorded = [path.name for path in space.lab.nas.recovery.rglob("*")]
@@ -195,6 +194,7 @@ def test_a_pod_is_a_client_of_its_own(space: pods.Space, first: dict[str, str]) 
     assert any(uid in name for name in recorded), recorded
 
 
+@pytest.mark.soak
 def test_writers_stall_and_go_on(space: pods.Space, first: dict[str, str]) -> None:
     nas = space.lab.nas
     progress(space.lab, "writers", timeout_s=PROGRESS_S)
@@ -207,6 +207,7 @@ def test_writers_stall_and_go_on(space: pods.Space, first: dict[str, str]) -> No
     assert running(space, "writers") == first
 
 
+@pytest.mark.soak
 def test_no_record_was_lost_or_doubled(space: pods.Space, first: dict[str, str]) -> None:
     """By content, as the NAS itself has it."""
     for version in VERSIONS:

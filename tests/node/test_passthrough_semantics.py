@@ -38,16 +38,6 @@ NAMES = 40 if SOAK else 12
 
 # What is observed: all of it with KANGAROO_SOAK=1, else what takes minutes on an emulated node.
 # Over version 3 only what rests on the version.
-CORE = (
-    *("name-of-255-bytes", "hard-link", "symlink", "fifo", "unix-socket", "device"),
-    *("rename-over-open-file", "unlink-open-file", "unlink-mapped-file"),
-    *("rmdir-with-open-unlinked-file", "create-exclusive", "append-by-two-descriptors"),
-    *("sparse-file", "punch-hole", "seek-hole-and-data", "xattr-user", "xattr-list"),
-    *("times-set", "time-of-a-write", "flock-by-another-process"),
-    *("flock-exclusive-on-a-read-only-descriptor", "flock-against-fcntl"),
-    *("fcntl-by-another-process", "lease", "mmap-shared-write", "mmap-shared-sees-write"),
-    *("direct-io", "inotify", "directory-emptied-while-listed", "statfs-type"),
-)
 CORE_3 = (
     *("flock-by-another-process", "flock-against-fcntl", "punch-hole", "seek-hole-and-data"),
     *("unlink-open-file", "statfs-type"),
@@ -66,7 +56,7 @@ VERSIONED = (
 )
 OBSERVED: Mapping[str, Sequence[str]] = {
     "three": VERSIONED if SOAK else CORE_3,
-    "four": () if SOAK else CORE,
+    "four": () if SOAK else probing.CORE,
 }
 # An outcome over virtio-fs that is not the same every time, and so is not compared.
 VARIES = "varies"

@@ -21,8 +21,6 @@ from tests.node.race import Race
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
-pytestmark = pytest.mark.soak
-
 SIZE = race_plan.Size(pods=30, alive=6, kills=24) if SOAK else race_plan.Size(4, 3, 3)
 ROUNDS = 10 if SOAK else 1
 ROUND_S = 7200 if SOAK else 900
