@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# On how many labs at once the node tier runs its files. More than one pay where processors are whole cores.
-LABS ?= 1
+# On how many labs at once the node tier runs its files: a node of a lab takes 3 GiB and a processor.
+LABS ?= $(shell awk -v cpus=$$(nproc) '/^MemTotal/ { print (cpus > 1 && $$2 > 12e6) ? 2 : 1 }' /proc/meminfo)
 SEVERAL := --numprocesses $(LABS) --dist loadscope --no-loadscope-reorder
 NODE_TIER := --verbose --durations=60 --durations-min=10 $(if $(filter-out 1,$(LABS)),$(SEVERAL)) tests/node
 SOAK ?= $(addprefix tests/node/test_,mission.py csi_faults.py kernel_server.py provisioning.py crash.py races.py) \
@@ -58,7 +58,7 @@ test-protocol: venv ## the protocol tier: both peers in memory
 test-host: bootstrap ## the host tier: root, namespaces, mounts, QEMU
 	$(BIN)/pytest tests/host
 
-test-node: bootstrap ## the node tier: the lab, end to end; LABS=2 for two labs at once
+test-node: bootstrap ## the node tier: the lab, end to end; LABS=1 for one lab whatever the machine has
 	$(BIN)/pytest $(NODE_TIER)
 
 csi-sanity: bootstrap ## the CSI project's conformance suite against the driver, in the lab
