@@ -61,6 +61,7 @@ until nsenter --mount --net --target $server grep -q Y /proc/fs/nfsd/v4_end_grac
   sleep 0.2
 done
 """
+# Whatever of it there is; it fails if the file system stays mounted.
 _STOP = f"""
 systemctl stop {_NAME}
 ip netns delete {_NAME}
@@ -82,6 +83,12 @@ cat > {_ETC}/tlshd.conf
 start="systemd-run --quiet --collect"
 $start --unit={_NAME}-tls ip netns exec {_NAME} tlshd --stderr --config {_ETC}/tlshd.conf
 $start --unit={_NAME}-client tlshd --stderr --config {_ETC}/tlshd.conf
+listens="ss --family=netlink --no-header --processes"
+until $listens | grep -q tlshd && ip netns exec {_NAME} $listens | grep -q tlshd; do
+  systemctl is-active --quiet {_NAME}-tls
+  systemctl is-active --quiet {_NAME}-client
+  sleep 0.2
+done
 """
 _STOP_TLS = f"systemctl stop {_NAME}-tls {_NAME}-client"
 _DROP = f"""
@@ -137,4 +144,4 @@ def serving(node: Node) -> Iterator[KernelServer]:
         node.exec(["sh", "-ec", _START], input=_EXPORTS, timeout_s=_TIMEOUT_S)
         yield KernelServer(node)
     finally:
-        node.exec(["sh", "-c", _STOP], timeout_s=_TIMEOUT_S, check=False)
+        node.exec(["sh", "-c", _STOP], timeout_s=_TIMEOUT_S)
