@@ -30,6 +30,7 @@ STATS_S = 180
 OUTAGE_S, BACK_S = 8, 45
 OPTIONS = "noresvport,nolock,rsize=65536,wsize=65536,timeo=700"
 READ_AHEAD_KIB = 1024
+ODD = "two words ünï-数据"
 HOST_NAME = "nas.lab"  # in the node's /etc/hosts, and in no guest's
 # Volumes of servers that are found otherwise than by an IPv4 address, and one of another export.
 PLACES = ("named", "six", "squashed")
@@ -91,7 +92,9 @@ def directory(lab: Lab) -> Path:
     where: Path = lab.nas.root / "csi" / "passthrough"
     (where / "existing").mkdir(parents=True, exist_ok=True)
     (where / "existing" / "file").write_text("was there\n")
-    where.chmod(0o777)
+    (where / ODD).mkdir(exist_ok=True)
+    for each in (where, where / ODD):
+        each.chmod(0o777)
     return where
 
 
@@ -102,7 +105,9 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
         space.apply(
             *space.nas("nas", path=where, options=OPTIONS),
             *space.nas("four", path=where, vers="4.1", options="noresvport"),
-            *space.nas("named", server=HOST_NAME, path=where, vers="4.2", options="noresvport"),
+            *space.nas(
+                "named", server=HOST_NAME, path=f"{where}/{ODD}", vers="4.2", options="noresvport"
+            ),
             *space.nas("six", server=f"[{six}]", path=where),
             *space.nas("squashed", path="/squashed"),
             plain_pod(),
@@ -200,16 +205,18 @@ def test_version_4_is_mounted_in_the_guest(space: pods.Space) -> None:
 
 
 def test_servers_are_found_as_the_node_finds_them(space: pods.Space, directory: Path) -> None:
-    """By a host name that the guest does not know, and over IPv6."""
+    """By a host name that the guest does not know, and over IPv6; and a path with all that a path
+    may have."""
     nas = space.lab.nas
-    named, six = mount_line(space, "direct", "/named"), mount_line(space, "direct", "/six")
-    assert (named[0], named[2]) == (f"{HOST_NAME}:/csi/passthrough", "nfs4")
-    assert f"addr={nas.address}" in named[3].split(",")
+    named = inside.mounted(space, "direct", "one", "/named")["/named"]
+    six = mount_line(space, "direct", "/six")
+    assert (named.source, named.fstype) == (f"{HOST_NAME}:/csi/passthrough/{ODD}", "nfs4")
+    assert f"addr={nas.address}" in named.super_options
     assert (six[0], six[2]) == (f"[{dual_stack.NAS}]:/csi/passthrough", "nfs")
     assert "proto=tcp6" in six[3].split(",")
-    for name in ("named", "six"):
+    for name, where in (("named", directory / ODD), ("six", directory)):
         space.run("direct", f"echo {name} > /{name}/by-{name} && sync", container="one")
-        assert (directory / f"by-{name}").read_text() == f"{name}\n"
+        assert (where / f"by-{name}").read_text() == f"{name}\n"
 
 
 def test_owners_are_those_of_a_runc_pod(space: pods.Space) -> None:
@@ -300,6 +307,8 @@ def test_read_only_mount_refuses_writes(space: pods.Space) -> None:
     refused = space.run("direct", "echo x > /readonly/refused", container="one", check=False)
     assert refused.status != 0
     assert "Read-only file system" in refused.stderr
+    remounted = space.run("direct", "mount -o remount,rw /readonly", container="one", check=False)
+    assert remounted.status != 0
     assert space.say("direct", "cat /readonly/existing/file", container="one") == "was there"
     assert space.run("direct", "echo x > /data/accepted", container="one").status == 0
 
