@@ -69,7 +69,8 @@ ip link delete {_NAME}
 umount {SHARING}
 rm -rf {_ROOT} {_ETC}
 """
-# The handshakes of a kernel's sockets are made by a program in their network namespace.
+# The handshakes of a kernel's sockets are made by a program in their network namespace. It is there
+# when a socket of generic netlink (16) has joined a group, whatever that socket's number.
 _TLS = f"""
 [authenticate.client]
 x509.truststore = {_ETC}/ca.crt
@@ -83,8 +84,8 @@ cat > {_ETC}/tlshd.conf
 start="systemd-run --quiet --collect"
 $start --unit={_NAME}-tls ip netns exec {_NAME} tlshd --stderr --config {_ETC}/tlshd.conf
 $start --unit={_NAME}-client tlshd --stderr --config {_ETC}/tlshd.conf
-listens="ss --family=netlink --no-header --processes"
-until $listens | grep -q tlshd && ip netns exec {_NAME} $listens | grep -q tlshd; do
+listens='$2 == 16 && $4 != "00000000" {{ found = 1 }} END {{ exit !found }}'
+until awk "$listens" /proc/net/netlink && ip netns exec {_NAME} awk "$listens" /proc/net/netlink; do
   systemctl is-active --quiet {_NAME}-tls
   systemctl is-active --quiet {_NAME}-client
   sleep 0.2
@@ -127,8 +128,8 @@ class KernelServer:
         pki.issue(_NAME, subject=_NAME, names=[f"IP:{self.address}"])
         for path in (pki.certificate("ca"), pki.certificate(_NAME), pki.key(_NAME)):
             self.node.copy_to(path, f"{_ETC}/{path.name}")
-        self.node.exec(["sh", "-ec", _START_TLS], input=_TLS)
         try:
+            self.node.exec(["sh", "-ec", _START_TLS], input=_TLS)
             yield
         finally:
             self.node.exec(["sh", "-c", _STOP_TLS])
