@@ -16,6 +16,8 @@ from kangaroo.errors import CommandFailed
 from kangaroo.linux.process import run_sync
 
 DEFAULT_NAME = "kangaroo-lab"
+# The NAS's name in the nodes' /etc/hosts; no guest knows it.
+NAS_HOST_NAME = "nas.lab"
 BRIDGE = "lab0"
 _TIMEOUT_S = 20
 _FIRST_NODE = 10

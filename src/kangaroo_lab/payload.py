@@ -16,7 +16,7 @@ from string import Template
 
 from kangaroo.linux.process import run_sync
 from kangaroo_lab import data
-from kangaroo_lab.network import Network
+from kangaroo_lab.network import NAS_HOST_NAME, Network
 from kangaroo_lab.pki import Pki, kubeconfig
 from kangaroo_lab.ssh import Keys
 from kangaroo_lab.tree import install_project
@@ -111,7 +111,7 @@ def _environment(identity: Identity) -> str:
 
 def _identity(root: Path, identity: Identity, *, pki: Pki, keys: Keys) -> None:
     name, network = identity.name, identity.network
-    hosts = f"127.0.0.1 localhost\n{identity.address} {name}\n{network.nas} nas.lab\n"
+    hosts = f"127.0.0.1 localhost\n{identity.address} {name}\n{network.nas} {NAS_HOST_NAME}\n"
     _write(root / "etc/hostname", f"{name}\n")
     _write(root / "etc/hosts", hosts)
     # No name server: /etc/hosts is all there is, and a lookup must fail at once.

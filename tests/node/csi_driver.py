@@ -23,6 +23,11 @@ KUBELET_S = csi_calls.KUBELET_S
 Answer = csi_calls.Answer
 
 
+def calling(method: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """A call with kubelet's deadline, as `Driver.calls` takes it."""
+    return {"method": method, "request": request, "timeout_s": KUBELET_S}
+
+
 @dataclass(frozen=True)
 class Driver:
     """The driver of one node, a client there, and a directory of the node for targets."""
@@ -66,7 +71,7 @@ class Driver:
 
     def unpublishing(self, name: str) -> dict[str, Any]:
         request = {"volume_id": name, "target_path": self.target(name)}
-        return {"method": "NodeUnpublishVolume", "request": request, "timeout_s": KUBELET_S}
+        return calling("NodeUnpublishVolume", request)
 
     def publish(self, name: str, **rest: Any) -> Answer:
         (answer,) = self.calls(self.publishing(name, **rest))

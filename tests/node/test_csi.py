@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.node import pods
-from tests.node.csi_driver import KUBELET_S, UNIT, Driver, driving
+from tests.node.csi_driver import KUBELET_S, UNIT, Driver, calling, driving
 
 from kangaroo.csi.config import Config
 
@@ -169,7 +169,7 @@ def test_a_volume_of_the_pod_s_own_with_the_switch(clean: Driver) -> None:
 
 def stats_of(driver: Driver, name: str) -> dict[str, Any]:
     request = {"volume_id": name, "volume_path": driver.target(name)}
-    return {"method": "NodeGetVolumeStats", "request": request, "timeout_s": KUBELET_S}
+    return calling("NodeGetVolumeStats", request)
 
 
 def test_stats(clean: Driver) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.node import kernel_server
-from tests.node.csi_driver import KUBELET_S, SOAK, UNIT, Answer, Driver, driving
+from tests.node.csi_driver import SOAK, UNIT, Answer, Driver, calling, driving
 
 from kangaroo.csi import mount_helper
 from kangaroo.linux import mountinfo
@@ -63,10 +63,6 @@ def second(lab: Lab) -> Iterator[str]:
     """An address of the NAS that a test may let fail."""
     with lab.nas.second_address() as address:
         yield address
-
-
-def call(method: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    return {"method": method, "request": request, "timeout_s": KUBELET_S}
 
 
 def codes(answers: Sequence[Answer]) -> set[str]:
@@ -159,7 +155,7 @@ class Life:
                 "onDelete": "delete",
             },
         }
-        made, seconds["create"] = self.step("create", call("CreateVolume", creating))
+        made, seconds["create"] = self.step("create", calling("CreateVolume", creating))
         volume = made["volume"]
         directory = self.base / self.name
         assert directory.is_dir(), here
@@ -171,11 +167,11 @@ class Life:
         self.driver.node.exec(["sh", "-c", f"echo {self.name} > {file}"])
 
         more = {"volume_id": volume["volumeId"], "capacity_range": {"required_bytes": 2 << 20}}
-        grown, seconds["expand"] = self.step("expand", call("ControllerExpandVolume", more))
+        grown, seconds["expand"] = self.step("expand", calling("ControllerExpandVolume", more))
         assert grown["capacityBytes"] == str(2 << 20), here
 
         name = {"name": f"{self.name}-copy", "source_volume_id": volume["volumeId"]}
-        copying = call("CreateSnapshot", name)
+        copying = calling("CreateSnapshot", name)
         copied, seconds["snapshot"] = self.step("snapshot", copying)
         while not copied["snapshot"].get("readyToUse"):  # each call waits for it, for a while
             (answer,) = self.driver.calls(copying)
@@ -186,9 +182,9 @@ class Life:
         assert self.driver.left() == [], here
         assert (directory / "file").read_text() == f"{self.name}\n", here
 
-        deleting = call("DeleteVolume", {"volume_id": volume["volumeId"]})
+        deleting = calling("DeleteVolume", {"volume_id": volume["volumeId"]})
         _, seconds["delete"] = self.step("delete", deleting)
-        forgetting = call("DeleteSnapshot", {"snapshot_id": copied["snapshot"]["snapshotId"]})
+        forgetting = calling("DeleteSnapshot", {"snapshot_id": copied["snapshot"]["snapshotId"]})
         _, seconds["delete snapshot"] = self.step("delete snapshot", forgetting)
         left = {str(path.relative_to(self.base)) for path in self.base.rglob("*")}
         assert left <= DRIVERS_OWN, here
@@ -348,10 +344,10 @@ def odd_call(driver: Driver, number: int) -> tuple[dict[str, Any], str]:
     kinds = (
         (driver.publishing(name), "OK"),
         (driver.publishing(name, path="/nodeonly"), "ALREADY_EXISTS"),
-        (call("NodeGetVolumeStats", stats), "OK"),
+        (calling("NodeGetVolumeStats", stats), "OK"),
         (driver.unpublishing(f"never-{number}"), "OK"),
         (driver.publishing(name, path="/../etc"), "INVALID_ARGUMENT"),
-        (call("NodeGetVolumeStats", {**stats, "volume_path": "/never"}), "NOT_FOUND"),
+        (calling("NodeGetVolumeStats", {**stats, "volume_path": "/never"}), "NOT_FOUND"),
     )
     return kinds[number % len(kinds)]
 

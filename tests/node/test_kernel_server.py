@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.node import kernel_server, pods, probing, waiting
-from tests.node.csi_driver import KUBELET_S, Driver, driving
+from tests.node.csi_driver import Driver, calling, driving
 from tests.node.kernel_server import KernelServer
 from tests.node.pods import PASSTHROUGH, container, pod
 
@@ -107,8 +107,7 @@ class Share:
         return made
 
     def call(self, method: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        whole = {"method": method, "request": request, "timeout_s": KUBELET_S}
-        (answer,) = self.driver.calls(whole)
+        (answer,) = self.driver.calls(calling(method, request))
         assert answer.code == "OK", answer
         return answer.response
 

@@ -20,6 +20,7 @@ from tests.node.pods import PASSTHROUGH, container, pod
 from kangaroo.nas import placeholder
 from kangaroo_lab import dual_stack
 from kangaroo_lab.nas import Failure
+from kangaroo_lab.network import NAS_HOST_NAME
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
@@ -31,7 +32,6 @@ OUTAGE_S, BACK_S = 8, 45
 OPTIONS = "noresvport,nolock,rsize=65536,wsize=65536,timeo=700"
 READ_AHEAD_KIB = 1024
 ODD = "two words ünï-数据"
-HOST_NAME = "nas.lab"  # in the node's /etc/hosts, and in no guest's
 # Volumes of servers that are found otherwise than by an IPv4 address, and one of another export.
 PLACES = ("named", "six", "squashed")
 VOLUMES = ("nas", "four", *PLACES)
@@ -106,7 +106,11 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
             *space.nas("nas", path=where, options=OPTIONS),
             *space.nas("four", path=where, vers="4.1", options="noresvport"),
             *space.nas(
-                "named", server=HOST_NAME, path=f"{where}/{ODD}", vers="4.2", options="noresvport"
+                "named",
+                server=NAS_HOST_NAME,
+                path=f"{where}/{ODD}",
+                vers="4.2",
+                options="noresvport",
             ),
             *space.nas("six", server=f"[{six}]", path=where),
             *space.nas("squashed", path="/squashed"),
@@ -210,7 +214,7 @@ def test_servers_are_found_as_the_node_finds_them(space: pods.Space, directory: 
     nas = space.lab.nas
     named = inside.mounted(space, "direct", "one", "/named")["/named"]
     six = mount_line(space, "direct", "/six")
-    assert (named.source, named.fstype) == (f"{HOST_NAME}:/csi/passthrough/{ODD}", "nfs4")
+    assert (named.source, named.fstype) == (f"{NAS_HOST_NAME}:/csi/passthrough/{ODD}", "nfs4")
     assert f"addr={nas.address}" in named.super_options
     assert (six[0], six[2]) == (f"[{dual_stack.NAS}]:/csi/passthrough", "nfs")
     assert "proto=tcp6" in six[3].split(",")

@@ -20,6 +20,7 @@ from tests.node.pods import PASSTHROUGH, container, pod
 from kangaroo.linux import mountinfo
 from kangaroo.linux.mountinfo import MountEntry
 from kangaroo_lab.dual_stack import dual_stack
+from kangaroo_lab.network import NAS_HOST_NAME
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.soak
 
 SHARE = "/csi/servers"
-HOST_NAME = "nas.lab"  # in the node's /etc/hosts, and in no guest's
 ODD_PATH = f"{SHARE}/two words/ünï-数据"
 PLAIN = "noresvport,nolock"
 
@@ -79,7 +79,7 @@ OPTIONS = {
 }
 # A volume's server (None: the lab's NAS) and path.
 PLACES = {
-    "named": (HOST_NAME, SHARE),
+    "named": (NAS_HOST_NAME, SHARE),
     "odd": (None, ODD_PATH),
 }
 # The address at which an NFSv4 server calls back is the client's own.
@@ -121,7 +121,9 @@ def volumes(space: pods.Space, *, second: str, six: str) -> list[pods.Document]:
         found += space.nas(name, server=server, path=SHARE, vers=version, options=options)
     for name, (server, path) in PLACES.items():
         found += space.nas(name, server=server, path=path, options=PLAIN)
-    found += space.nas("named-four", server=HOST_NAME, path=SHARE, vers="4.2", options="noresvport")
+    found += space.nas(
+        "named-four", server=NAS_HOST_NAME, path=SHARE, vers="4.2", options="noresvport"
+    )
     found += space.nas("six", server=f"[{six}]", path=SHARE, options=PLAIN)
     found += space.nas("six-four", server=f"[{six}]", path=SHARE, vers="4.0", options="noresvport")
     found += space.nas("locks", path=SHARE, vers="4.1", options="noresvport")
@@ -225,7 +227,7 @@ def test_a_host_name_is_resolved_by_the_node(
     space: pods.Space, guest: dict[str, MountEntry]
 ) -> None:
     for name, fstype in (("named", "nfs"), ("named-four", "nfs4")):
-        assert (guest[name].source, guest[name].fstype) == (f"{HOST_NAME}:{SHARE}", fstype)
+        assert (guest[name].source, guest[name].fstype) == (f"{NAS_HOST_NAME}:{SHARE}", fstype)
         assert f"addr={space.lab.nas.address}" in guest[name].super_options
 
 

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 # What is restarted at once. The pods of a round are started by what came of the one before.
 ALL = f"{UNIT} kubelet containerd"
-ROUNDS = [UNIT, "kubelet", "containerd", f"{UNIT} kubelet", "containerd kubelet", ALL]
-if not SOAK:
-    ROUNDS = [ALL]
+SOME = [UNIT, "kubelet", "containerd", f"{UNIT} kubelet", "containerd kubelet"]
+ROUNDS = [*SOME, ALL] if SOAK else [ALL]
 EXITS = "trap 'exit $(cat /data/status)' TERM; while :; do sleep 3600 & wait $!; done"
 # Ends when it is told to by a file on the NAS, so that the pod is ending for as long as it takes.
 # What the last record says is not fsynced: the graceful end brings it to the NAS.

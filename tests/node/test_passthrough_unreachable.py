@@ -22,6 +22,7 @@ from tests.node.pods import PASSTHROUGH, container, pod
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
+from kangaroo_lab.network import NAS_HOST_NAME
 
 pytestmark = pytest.mark.soak
 
@@ -32,8 +33,6 @@ FLAPS = 20 if SOAK else 1
 FLAPPING_S = 30
 # How many packets of a hundred are lost, for how long.
 LOSSES, SLOT_S = (0, 30, 60, 100), (0.1, 1.5)
-# Nodes find it in /etc/hosts; guests have no resolver that knows it.
-NAME = "nas.lab"
 PATH = "/csi/unreachable"
 
 
@@ -75,7 +74,7 @@ def blocked(space: pods.Space) -> pods.Space:
     network = space.lab.shape.network
     space.lab.nas.block([network.node_pods(space.node.index)])
     space.apply(
-        *space.nas("nas", server=NAME, path=PATH),
+        *space.nas("nas", server=NAS_HOST_NAME, path=PATH),
         one("waiting"),
         one("fallen", "one", "two", annotations={pods.FALLBACK: "virtiofs"}),
     )
@@ -89,7 +88,7 @@ def fstypes(space: pods.Space, name: str, container: str, path: str = "/data") -
 
 
 def test_a_guest_without_a_way_says_so_and_the_node_keeps_the_mount(blocked: pods.Space) -> None:
-    says = rf"{NAME}:{PATH} .*the guest at 10\..*ETIMEDOUT.*cannot reach the server"
+    says = rf"{NAS_HOST_NAME}:{PATH} .*the guest at 10\..*ETIMEDOUT.*cannot reach the server"
     waiting.event(blocked, "waiting", says, reason="Failed", timeout_s=waiting.START_S + MOUNT_S)
     (mount,) = blocked.nfs_mounts("waiting")
     assert blocked.node.exec(["cat", f"{mount.mount_point}/before"]).stdout == "was there\n"
@@ -97,7 +96,7 @@ def test_a_guest_without_a_way_says_so_and_the_node_keeps_the_mount(blocked: pod
 
 def test_the_fallback_runs_over_virtio_fs_and_says_why(blocked: pods.Space) -> None:
     waiting.ready(blocked, "fallen")
-    says = rf"virtio-fs.*{NAME}:{PATH} .*ETIMEDOUT.*cannot reach the server"
+    says = rf"virtio-fs.*{NAS_HOST_NAME}:{PATH} .*ETIMEDOUT.*cannot reach the server"
     waiting.event(blocked, "fallen", says, reason="NASPassthroughFallback", timeout_s=60)
     assert "NASPassthroughFallback" in blocked.describe("fallen")
     for name in ("one", "two"):
@@ -112,7 +111,7 @@ def test_when_the_way_is_free_the_waiting_pod_starts(blocked: pods.Space) -> Non
     waiting.ready(blocked, "waiting")
     assert fstypes(blocked, "waiting", "one") == ["nfs"]
     assert blocked.nfs_mounts("waiting") == []
-    says = rf"^{NAME}:{PATH} .*in the guest.*vers=3.*addr={blocked.lab.nas.address}"
+    says = rf"^{NAS_HOST_NAME}:{PATH} .*in the guest.*vers=3.*addr={blocked.lab.nas.address}"
     waiting.event(blocked, "waiting", says, reason="NASVolumeInGuest", timeout_s=60)
     blocked.run("fallen", "kill -TERM 1", container="two")
     waiting.restarted(blocked, "fallen", "two")

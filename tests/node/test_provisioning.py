@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.hostile_tree import ENTRIES, PATHS, inside, plant
 from tests.node import nas_client
-from tests.node.csi_driver import KUBELET_S, SOAK, UNIT, Answer, Driver, driving
+from tests.node.csi_driver import SOAK, UNIT, Answer, Driver, calling, driving
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
@@ -63,10 +63,6 @@ class Base:
 
     def found(self) -> list[str]:
         return sorted(path.name for path in self.root.iterdir() if path.name != ".kangaroo")
-
-
-def calling(method: str, request: dict[str, Any]) -> dict[str, Any]:
-    return {"method": method, "request": request, "timeout_s": KUBELET_S}
 
 
 def deleting(volume_id: str) -> dict[str, Any]:

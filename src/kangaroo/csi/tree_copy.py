@@ -29,9 +29,9 @@ _UNFINISHED_FILE_MODE = 0o600
 _OPEN_LEVELS = 64
 
 _GONE = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
-_ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
 # How the client of NFS 4 shows a server's access control list, in the words of the protocol.
 _NFS4_ACCESS_LIST = "system.nfs4_acl"
+_ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default", _NFS4_ACCESS_LIST)
 _NAMED = 5
 
 
@@ -263,8 +263,7 @@ def _copy_attributes(source: int, target: int) -> None:
             return
         raise
     for name in names:
-        known = name in (*_ACCESS_LISTS, _NFS4_ACCESS_LIST)
-        if not known and not name.startswith("user."):
+        if not name.startswith("user.") and name not in _ACCESS_LISTS:
             continue
         try:
             value = os.getxattr(source, name)
