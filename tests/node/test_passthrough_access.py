@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.node import inside, pods, waiting
+from tests.node import inside, pods, probing, waiting
 from tests.node.pods import PASSTHROUGH, container, pod
 
 if TYPE_CHECKING:
@@ -342,3 +342,22 @@ def test_volume_that_root_may_not_enter(space: pods.Space, lab: Lab) -> None:
         assert refused == {"list": DENIED}
         written = (lab.nas.root / "squashed" / space.name / "private" / f"by-{name}").stat()
         assert (written.st_uid, written.st_gid) == (USER, GROUP)
+
+
+def test_what_root_may_not_enter_is_written_back(space: pods.Space, lab: Lab) -> None:
+    """When the pod ends, by the agent, which is root."""
+    private = lab.nas.root / "squashed" / space.name / "private"
+    probing.install(private)
+    user = {"runAsUser": USER, "runAsGroup": GROUP}
+    one = container("user", mounts={"/private": "private"}, securityContext=user)
+    space.apply(pod("ends", one, annotations=PASSTHROUGH, volumes=[pods.claim("private")]))
+    waiting.ready(space, "ends")
+    with probing.acting(space, "ends", f"/private/{probing.PROGRAM}") as actor:
+        actor.expect("open", "file", "/private/mapped")
+        actor.expect("map", "file", "unsynced")
+    space.delete("ends")
+    assert (private / "mapped").read_text() == "unsynced"
+    events = ["get", "events", "--field-selector=involvedObject.name=ends"]
+    reasons = space.kubectl(*events, "--output=jsonpath={.items[*].reason}").stdout.split()
+    assert "NASVolumeInGuest" in reasons
+    assert "NASVolumeNotFlushed" not in reasons

@@ -6,7 +6,6 @@ PID 1.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import itertools
 import os
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from kangaroo.agent import log
 from kangaroo.agent.children import Children
+from kangaroo.agent.flush import flush_and_unmount, sync_file_system
 from kangaroo.agent.kmsg import KernelLog
 from kangaroo.agent.loop import Future, Loop
 from kangaroo.errors import (
@@ -163,7 +163,7 @@ class Volumes:
         if volume is None:
             return
         await self._children.call(
-            lambda: _flush_and_unmount(volume.mount_point),
+            lambda: flush_and_unmount(volume.mount_point),
             what=f"unmount {volume_id}",
             timeout_s=timeout_s,
         )
@@ -191,7 +191,7 @@ class Volumes:
         """Write back what programs changed on the host's shared tree. Errors are logged."""
         try:
             await self._children.call(
-                lambda: _sync_file_system(SHARED_DIRECTORY), what="sync", timeout_s=timeout_s
+                lambda: sync_file_system(SHARED_DIRECTORY), what="sync", timeout_s=timeout_s
             )
         except (OSError, DeadlineExceeded, CommandFailed) as error:
             log.info("the shared tree is not flushed", error=error)
@@ -310,23 +310,6 @@ def _detach(target: str) -> None:
         umount(target, UmountFlag.DETACH)
     except OSError:
         pass  # it did not come
-
-
-def _flush_and_unmount(mount_point: str) -> None:
-    _sync_file_system(mount_point)
-    umount(mount_point)
-
-
-def _sync_file_system(path: str) -> None:
-    """syncfs(2)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if libc.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), path)
-    finally:
-        os.close(fd)
 
 
 def _statfs(mount_point: str) -> dict[str, int]:

@@ -1,0 +1,62 @@
+"""Write a file system back, and unmount it. In a forked child only: these calls wait for a server,
+and change the ids of the process meanwhile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from kangaroo.linux.mount import umount
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY
+_NOBODY = 65534
+
+
+def sync_file_system(path: str) -> bool:
+    """Write back the file system that the directory `path` is on (syncfs(2)); False when nobody can
+    be found who may open it.
+
+    A server may deny it to root (`root_squash`): then it is opened as its owner, or with its group.
+    Raises OSError, the error of an earlier write among them.
+    """
+    fd = _opened_as_who_may(path)
+    if fd is None:
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        if libc.syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), path)
+    finally:
+        os.close(fd)
+    return True
+
+
+def flush_and_unmount(mount_point: str) -> None:
+    """Write back and unmount. Raises OSError; the mount then stays.
+
+    Where nobody may open the volume, umount(2) alone writes back, which tells of no error.
+    """
+    sync_file_system(mount_point)
+    umount(mount_point)
+
+
+def _opened_as_who_may(path: str) -> int | None:
+    there = os.open(path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        owner = os.fstat(there)
+        for uid, gid in ((0, 0), (owner.st_uid or _NOBODY, owner.st_gid)):
+            try:
+                os.setegid(gid)
+                os.seteuid(uid)
+                # Not by its path, which leads through directories of root's own.
+                return os.open(f"/proc/self/fd/{there}", _OPEN)
+            except PermissionError:
+                pass
+            finally:
+                os.seteuid(0)
+                os.setegid(0)
+    finally:
+        os.close(there)
+    return None
