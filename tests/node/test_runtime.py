@@ -23,6 +23,9 @@ LINES = 8_192
 LARGE = "".join(f"{n:0128d}\n" for n in range(1, LINES + 1))
 WRITE_LARGE = f"awk 'BEGIN {{ for (n = 1; n <= {LINES}; n++) printf \"%0128d\\n\", n }}'"
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+# The shim reads the guest's clock every 64 s, and this much more on an emulated node.
+KEPT_S = 64 + 30
+PAUSE_S = 10
 FINALIZER = "kangaroo.io/observed"
 ANSWER_RESIZE = "trap 'stty size' WINCH; stty size; while :; do sleep 3600 & wait $!; done"
 
@@ -286,6 +289,31 @@ def test_stats_are_of_the_container_in_the_guest(space: pods.Space) -> None:
 
 def test_port_forward_reaches_the_guest(space: pods.Space) -> None:
     assert space.fetch("main", 8080) == "served"
+
+
+def test_clock_is_kept_by_the_kernels_own_loop(space: pods.Space) -> None:
+    deadline = time.monotonic() + KEPT_S
+    said = ""
+    while "PLL" not in said and time.monotonic() < deadline:
+        said = space.say("main", "adjtimex | grep status", container="worker")
+    assert "PLL" in said
+
+
+def test_clock_is_set_after_a_pause(space: pods.Space) -> None:
+    """The guest's stands still meanwhile."""
+    task = ["ctr", "--namespace", "k8s.io", "task"]
+    worker = container_id(space, "main", "worker")
+    space.node.exec([*task, "pause", worker])
+    try:
+        space.node.exec(["sleep", str(PAUSE_S)])
+    finally:
+        space.node.exec([*task, "resume", worker])
+    behind_s = PAUSE_S
+    deadline = time.monotonic() + KEPT_S
+    while behind_s > PAUSE_S / 2 and time.monotonic() < deadline:
+        node_s = int(space.node.exec(["date", "+%s"]).stdout)
+        behind_s = node_s - int(space.say("main", "date +%s", container="worker"))
+    assert behind_s <= PAUSE_S / 2
 
 
 def test_events_come_in_order(space: pods.Space, answered: str) -> None:

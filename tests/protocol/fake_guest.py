@@ -36,7 +36,9 @@ class GuestProcess:
 
 
 class FakeAgent:
-    """Answers the agent protocol. `ignored_signals` are recorded and do not end a process."""
+    """Answers the agent protocol. `ignored_signals` are recorded and do not end a process;
+    `behind_ns` is how far the guest's clock is behind.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -45,6 +47,7 @@ class FakeAgent:
         self.processes: dict[Key, GuestProcess] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.ignored_signals: set[int] = set()
+        self.behind_ns = 0
         self.failures: dict[str, Status] = {}
         self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._tasks = asyncio.TaskGroup()
@@ -93,6 +96,8 @@ class FakeAgent:
             return {"exit_code": code, "exited_at_ns": time.time_ns()}
         if method is Method.NEXT_EVENT:
             return await self.events.get()
+        if method is Method.READ_CLOCK:
+            return {"time_ns": time.time_ns() - self.behind_ns}
         self._change(method, key, message)
         return ANSWERS.get(method, {})
 
@@ -104,6 +109,8 @@ class FakeAgent:
                 self._signal(key, message["signal"])
             case Method.DELETE_PROCESS:
                 del self.processes[key]
+            case Method.ADJUST_CLOCK if not message["interval_s"]:
+                self.behind_ns -= message["offset_ns"]
             case Method.SHUTDOWN:
                 for name, process in self.processes.items():
                     if not process.exited.done():

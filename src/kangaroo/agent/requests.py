@@ -108,6 +108,8 @@ _SHAPES: Mapping[str, Mapping[str, Check]] = {
         "routes": _list_of(_ROUTE),
         "neighbours": _list_of(_NEIGHBOUR),
     },
+    Method.READ_CLOCK: {},
+    Method.ADJUST_CLOCK: {"offset_ns": _integer, "interval_s": _integer},
     Method.MOUNT_NAS: {
         "volume_id": _identifier,
         "source": _text,

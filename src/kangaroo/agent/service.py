@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import kangaroo
-from kangaroo.agent import log, network, port_forward
+from kangaroo.agent import clock, log, network, port_forward
 from kangaroo.agent.children import Children
 from kangaroo.agent.containers import Containers
 from kangaroo.agent.loop import Future, Loop
@@ -78,6 +78,16 @@ class Service:
         await network.configure(
             self._children, interfaces=interfaces, routes=routes, neighbours=neighbours
         )
+        return {}
+
+    async def read_clock(self) -> Answer:
+        return {"time_ns": time.time_ns()}
+
+    async def adjust_clock(self, *, offset_ns: int, interval_s: int) -> Answer:
+        if interval_s:
+            clock.slew(offset_ns, interval_s)
+        else:
+            clock.step(offset_ns)
         return {}
 
     async def mount_nas(self, **request: Any) -> Answer:

@@ -88,6 +88,16 @@ class AgentClient:
             Method.CONFIGURE_NETWORK, interfaces=interfaces, routes=routes, neighbours=neighbours
         )
 
+    async def read_clock(self) -> int:
+        """The guest's wall clock, nanoseconds since the epoch."""
+        return _integer(await self._call(Method.READ_CLOCK), "time_ns")
+
+    async def adjust_clock(self, *, offset_ns: int, interval_s: int) -> None:
+        """Put the guest's clock forward: at once when `interval_s` is 0, otherwise bit by bit, the
+        call being repeated at that interval.
+        """
+        await self._call(Method.ADJUST_CLOCK, offset_ns=offset_ns, interval_s=interval_s)
+
     async def mount_nas(
         self,
         *,

@@ -20,7 +20,7 @@ from kangaroo.nas import client_identity
 from kangaroo.nas import passthrough as nas_passthrough
 from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.net.plan import GuestNetwork
-from kangaroo.runtime import admission, oci, port_forward, recovery
+from kangaroo.runtime import admission, guest_clock, oci, port_forward, recovery
 from kangaroo.runtime.agent_client import AgentClient
 from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.host_side import HostSide, Placement
@@ -54,6 +54,7 @@ class Sandbox:
         self._volumes = volumes
         self._events = events
         self._shutdown: asyncio.Task[None] | None = None
+        self._clock = self._keep_clock()
 
     @property
     def id(self) -> str:
@@ -168,12 +169,15 @@ class Sandbox:
             files.cancel()
 
     async def pause(self) -> None:
-        """Stop the whole machine."""
+        """Stop the whole machine, and with it the guest's clock."""
         await self._machine.pause()
+        self._clock.cancel()
 
     async def resume(self) -> None:
-        """Let the machine run again."""
+        """Let the machine run again, with its clock set."""
         await self._machine.resume()
+        self._clock.cancel()
+        self._clock = self._keep_clock()
 
     async def volume_stats(self, path: str, timeout_s: float) -> dict[str, Any]:
         """What the guest says of the NAS volume whose placeholder stands at `path`. Raises
@@ -222,7 +226,11 @@ class Sandbox:
             placements[bind.index] = oci.SharedBind(bind.index)
         return placements
 
+    def _keep_clock(self) -> asyncio.Task[None]:
+        return asyncio.create_task(guest_clock.keep(self.agent), name="guest-clock")
+
     async def _end(self) -> None:
+        self._clock.cancel()
         try:
             await self._flush()
             # The guest may be gone before its answer has left.

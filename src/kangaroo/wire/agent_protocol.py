@@ -28,6 +28,8 @@ class Method(StrEnum):
 
     HELLO = "Hello"
     CONFIGURE_NETWORK = "ConfigureNetwork"
+    READ_CLOCK = "ReadClock"
+    ADJUST_CLOCK = "AdjustClock"
     MOUNT_NAS = "MountNas"
     UNMOUNT_NAS = "UnmountNas"
     CREATE_CONTAINER = "CreateContainer"

@@ -1,0 +1,55 @@
+"""Keeps a guest's clock with the node's: nothing else in a guest would (docs/decisions/0021)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from kangaroo.errors import KangarooError, Unavailable
+from kangaroo.runtime.agent_client import AgentClient
+
+_LOG = logging.getLogger(__name__)
+
+INTERVAL_S = 64
+# What the kernel's loop takes at most (MAXPHASE, include/linux/timex.h); more is a step.
+SLEW_LIMIT_NS = 500_000_000
+# Of several readings the one that took the least time says the most.
+_READINGS = 3
+
+
+async def keep(agent: AgentClient, *, interval_s: int = INTERVAL_S) -> None:
+    """Set the guest's clock by the node's at once, and hold it there until the guest is gone."""
+    await _attempt(agent, interval_s, begins=True)
+    while True:
+        await asyncio.sleep(interval_s)
+        if not await _attempt(agent, interval_s, begins=False):
+            return
+
+
+async def _attempt(agent: AgentClient, interval_s: int, *, begins: bool) -> bool:
+    """False when the guest is gone."""
+    try:
+        offset_ns = await _offset(agent)
+        step = begins or abs(offset_ns) > SLEW_LIMIT_NS
+        if step:
+            _LOG.info("guest's clock is set offset_ns=%d", offset_ns)
+        await agent.adjust_clock(offset_ns=offset_ns, interval_s=0 if step else interval_s)
+    except Unavailable:
+        return False
+    except KangarooError as error:
+        _LOG.warning("guest's clock is not adjusted error=%s", error)
+    return True
+
+
+async def _offset(agent: AgentClient) -> int:
+    """How far the guest's clock is behind the node's. Wrong by half of the reading's time at most,
+    as the guest reads its clock at some moment of it.
+    """
+    readings = []
+    for _ in range(_READINGS):
+        before = time.time_ns()
+        guest = await agent.read_clock()
+        after = time.time_ns()
+        readings.append((after - before, (before + after) // 2 - guest))
+    return min(readings)[1]
