@@ -310,10 +310,11 @@ def test_clock_is_set_after_a_pause(space: pods.Space) -> None:
         space.node.exec([*task, "resume", worker])
     behind_s = PAUSE_S
     deadline = time.monotonic() + KEPT_S
-    while behind_s > PAUSE_S / 2 and time.monotonic() < deadline:
-        node_s = int(space.node.exec(["date", "+%s"]).stdout)
-        behind_s = node_s - int(space.say("main", "date +%s", container="worker"))
-    assert behind_s <= PAUSE_S / 2
+    # At most, for the node's clock is read after the guest's: later than that on a slow node.
+    while behind_s >= PAUSE_S and time.monotonic() < deadline:
+        guest_s = int(space.say("main", "date +%s", container="worker"))
+        behind_s = int(space.node.exec(["date", "+%s"]).stdout) - guest_s
+    assert behind_s < PAUSE_S
 
 
 def test_events_come_in_order(space: pods.Space, answered: str) -> None:

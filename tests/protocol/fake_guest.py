@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kangaroo.agent import requests
 from kangaroo.errors import NotFound
 from kangaroo.runtime.agent_client import AgentClient
-from kangaroo.wire.agent_protocol import SERVICE, Method, decode, encode
+from kangaroo.wire.agent_protocol import SERVICE, Method, encode
 from kangaroo.wire.connection import RequestReceived, ServerConnection
 from kangaroo.wire.envelope import Status
 from kangaroo.wire.status import Code
@@ -73,7 +74,7 @@ class FakeAgent:
 
     async def _answer(self, request: RequestReceived) -> None:
         assert request.service == SERVICE
-        message = decode(request.payload)
+        message = requests.read(request.method, request.payload)
         self.calls.append((request.method, message))
         failure = self.failures.get(request.method)
         if failure is None:

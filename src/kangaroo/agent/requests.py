@@ -37,6 +37,10 @@ def _integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _signed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+
+
 def _optional_integer(value: Any) -> bool:
     return value is None or _integer(value)
 
@@ -109,7 +113,7 @@ _SHAPES: Mapping[str, Mapping[str, Check]] = {
         "neighbours": _list_of(_NEIGHBOUR),
     },
     Method.READ_CLOCK: {},
-    Method.ADJUST_CLOCK: {"offset_ns": _integer, "interval_s": _integer},
+    Method.ADJUST_CLOCK: {"offset_ns": _signed, "interval_s": _integer},
     Method.MOUNT_NAS: {
         "volume_id": _identifier,
         "source": _text,
