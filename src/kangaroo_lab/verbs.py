@@ -55,7 +55,20 @@ def _verb(
 
 
 def _rest(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument(name, nargs=argparse.REMAINDER)
+    parser.add_argument(name, nargs=argparse.REMAINDER, action=_Rest)
+
+
+class _Rest(argparse.Action):
+    """Whatever follows, without the `--` that may stand before it, as `kubectl exec` has it."""
+
+    def __call__(
+        self,
+        _parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        _option: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values[1:] if values[:1] == ["--"] else values)
 
 
 def _build(lab: Lab, _: argparse.Namespace) -> int:
