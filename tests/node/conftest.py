@@ -32,6 +32,7 @@ _LONG = (
     "test_csi_sanity",
     "test_bad_input",
     "test_mission",
+    "test_passthrough_subpath",
     "test_passthrough_services",
     "test_races",
     "test_provisioning",

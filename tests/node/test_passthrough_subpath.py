@@ -23,8 +23,6 @@ from kangaroo.nas.placeholder import is_placeholder
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
-pytestmark = pytest.mark.soak
-
 # The guest sees at once what other clients rename.
 OPTIONS = "noresvport,nolock,actimeo=0,lookupcache=none"
 SHARE = "/csi/subpath"

@@ -20,11 +20,10 @@ from tests.node import pods, runtime_toml, waiting
 from tests.node.csi_driver import SOAK
 from tests.node.pods import PASSTHROUGH, container, pod
 
-if TYPE_CHECKING:
-    from kangaroo_lab.lab import Lab
 from kangaroo_lab.network import NAS_HOST_NAME
 
-pytestmark = pytest.mark.soak
+if TYPE_CHECKING:
+    from kangaroo_lab.lab import Lab
 
 # nas_mount_timeout_s: the default, or one that leaves `make test` some time.
 MOUNT_S = 60 if SOAK else 15
