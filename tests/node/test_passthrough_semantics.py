@@ -58,6 +58,9 @@ OBSERVED: Mapping[str, Sequence[str]] = {
     "three": VERSIONED if SOAK else CORE_3,
     "four": () if SOAK else probing.CORE,
 }
+# Over version 4 nfs-ganesha 6.5 grants it, or it ends with EIO, on a node's own mount as in a
+# guest. test_kernel_server.py has it of a server that grants it every time.
+UNSTEADY = ("four", "lock-that-is-waited-for")
 # An outcome over virtio-fs that is not the same every time, and so is not compared.
 VARIES = "varies"
 
@@ -115,7 +118,7 @@ def seen(space: pods.Space) -> Mapping[tuple[str, str], Outcomes]:
     with ThreadPoolExecutor(len(PODS)) as pool:
         found = dict(zip(PODS, pool.map(observe, PODS), strict=True))
     return {
-        (name, volume): outcomes
+        (name, volume): {what: how for what, how in outcomes.items() if (volume, what) != UNSTEADY}
         for name in PODS
         for volume, outcomes in zip(VOLUMES, found[name], strict=True)
     }
