@@ -46,14 +46,6 @@ async def kept(behind_ns: int, *failures: tuple[Method, Code]) -> AsyncIterator[
         far.close()
 
 
-async def adjustments(guest: FakeAgent, count: int) -> list[dict[str, Any]]:
-    while True:
-        found = [message for method, message in guest.calls if method == Method.ADJUST_CLOCK]
-        if len(found) >= count:
-            return found
-        await asyncio.sleep(0)
-
-
 async def until(guest: FakeAgent, count: int) -> list[dict[str, Any]]:
     """The guest's clock was adjusted so often: how."""
     while True:

@@ -20,11 +20,10 @@ _READINGS = 3
 
 async def keep(agent: AgentClient, *, interval_s: int = INTERVAL_S) -> None:
     """Set the guest's clock by the node's at once, and hold it there until the guest is gone."""
-    await _attempt(agent, interval_s, begins=True)
-    while True:
+    begins = True
+    while await _attempt(agent, interval_s, begins=begins):
+        begins = False
         await asyncio.sleep(interval_s)
-        if not await _attempt(agent, interval_s, begins=False):
-            return
 
 
 async def _attempt(agent: AgentClient, interval_s: int, *, begins: bool) -> bool:
@@ -32,9 +31,9 @@ async def _attempt(agent: AgentClient, interval_s: int, *, begins: bool) -> bool
     try:
         offset_ns = await _offset(agent)
         step = begins or abs(offset_ns) > SLEW_LIMIT_NS
+        await agent.adjust_clock(offset_ns=offset_ns, interval_s=0 if step else interval_s)
         if step:
             _LOG.info("guest's clock is set offset_ns=%d", offset_ns)
-        await agent.adjust_clock(offset_ns=offset_ns, interval_s=0 if step else interval_s)
     except Unavailable:
         return False
     except KangarooError as error:
