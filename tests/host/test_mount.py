@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kangaroo.linux import mount, mountinfo
+from kangaroo.linux import libc, mount, mountinfo
 from kangaroo.linux.mount import MountFlag, UmountFlag
 from kangaroo.nas import placeholder
 
@@ -32,8 +31,7 @@ class Elsewhere:
 
     def _body(self, test: Callable[[], None]) -> None:
         try:
-            if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
-                raise OSError(ctypes.get_errno(), "unshare")
+            libc.call("unshare", CLONE_NEWNS)
             mount.make_private("/", recursive=True)
             test()
         except BaseException as error:

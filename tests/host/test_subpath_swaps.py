@@ -8,7 +8,6 @@ a walk that followed one would succeed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import mmap
 import multiprocessing
@@ -22,10 +21,11 @@ from pathlib import Path
 import pytest
 
 from kangaroo.agent.nas import _bind_beneath
+from kangaroo.linux import libc
 from kangaroo.linux.mount import make_private, umount
 from kangaroo.linux.openat2 import open_beneath
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CLONE_NEWNS = 0x00020000
 
@@ -86,10 +86,8 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
 
 
 def exchange(one: Path, other: Path) -> None:
-    at_cwd = ctypes.c_int(-100)
     names = os.fsencode(one), os.fsencode(other)
-    if _libc.renameat2(at_cwd, names[0], at_cwd, names[1], _RENAME_EXCHANGE) != 0:
-        raise OSError(ctypes.get_errno(), "renameat2")
+    libc.call("renameat2", _AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
 
 
 @dataclass(frozen=True)
@@ -129,12 +127,10 @@ def swapping(one: Path, other: Path) -> Iterator[Count]:
 def own_mounts() -> Iterator[None]:
     """A mount namespace for this process, and back."""
     before = os.open("/proc/self/ns/mnt", os.O_RDONLY)
-    if _libc.unshare(_CLONE_NEWNS) != 0:
-        raise OSError(ctypes.get_errno(), "unshare")
+    libc.call("unshare", _CLONE_NEWNS)
     make_private("/", recursive=True)
     yield
-    if _libc.setns(before, _CLONE_NEWNS) != 0:
-        raise OSError(ctypes.get_errno(), "setns")
+    libc.call("setns", before, _CLONE_NEWNS)
     os.close(before)
 
 

@@ -8,6 +8,7 @@ import os
 import resource
 
 from kangaroo.errors import Unavailable
+from kangaroo.linux import libc
 from kangaroo.linux.mount import MountFlag, mount
 from kangaroo.wire.agent_protocol import NAS_DIRECTORY, SHARED_DIRECTORY, VIRTIOFS_TAG
 
@@ -56,16 +57,14 @@ def load_modules() -> None:
 
     By finit_module(2), because starting modprobe takes longer than loading them.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     with open(_MODULES_LIST) as file:
         paths = file.read().split()
     for path in paths:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if libc.syscall(ctypes.c_long(_SYS_FINIT_MODULE), fd, b"", 0) != 0:
-                number = ctypes.get_errno()
-                if number != errno.EEXIST:
-                    raise OSError(number, os.strerror(number), path)
+            libc.call("syscall", ctypes.c_long(_SYS_FINIT_MODULE), fd, b"", 0, named=path)
+        except FileExistsError:  # it is loaded
+            pass
         finally:
             os.close(fd)
 

@@ -5,7 +5,8 @@ and the node's (kangaroo.runtime.guest_clock).
 from __future__ import annotations
 
 import ctypes
-import os
+
+from kangaroo.linux import libc
 
 _SECOND_NS = 1_000_000_000
 
@@ -35,7 +36,8 @@ class _Timex(ctypes.Structure):
 def step(offset_ns: int) -> None:
     """Put the clock forward, or back when `offset_ns` is negative, at once. Raises OSError."""
     seconds, fraction = divmod(offset_ns, _SECOND_NS)
-    _adjtimex(_Timex(modes=_ADJ_SETOFFSET | _ADJ_NANO, seconds=seconds, fraction=fraction))
+    request = _Timex(modes=_ADJ_SETOFFSET | _ADJ_NANO, seconds=seconds, fraction=fraction)
+    libc.call("adjtimex", ctypes.byref(request))
 
 
 def slew(offset_ns: int, interval_s: int) -> None:
@@ -43,18 +45,10 @@ def slew(offset_ns: int, interval_s: int) -> None:
     learn from it how fast the clock runs. Told again every `interval_s`, a power of two. The kernel
     takes half a second for the most. Raises OSError.
     """
-    _adjtimex(
-        _Timex(
-            modes=_ADJ_OFFSET | _ADJ_STATUS | _ADJ_TIMECONST | _ADJ_NANO,
-            offset=offset_ns,
-            status=_STA_PLL,
-            constant=interval_s.bit_length() - 1,
-        )
+    request = _Timex(
+        modes=_ADJ_OFFSET | _ADJ_STATUS | _ADJ_TIMECONST | _ADJ_NANO,
+        offset=offset_ns,
+        status=_STA_PLL,
+        constant=interval_s.bit_length() - 1,
     )
-
-
-def _adjtimex(request: _Timex) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.adjtimex(ctypes.byref(request)) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "adjtimex")
+    libc.call("adjtimex", ctypes.byref(request))

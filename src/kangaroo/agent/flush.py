@@ -4,9 +4,9 @@ and change the ids of the process meanwhile.
 
 from __future__ import annotations
 
-import ctypes
 import os
 
+from kangaroo.linux import libc
 from kangaroo.linux.mount import umount
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
@@ -23,11 +23,8 @@ def sync_file_system(path: str) -> bool:
     fd = _opened_as_who_may(path)
     if fd is None:
         return False
-    libc = ctypes.CDLL(None, use_errno=True)
     try:
-        if libc.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), path)
+        libc.call("syncfs", fd, named=path)
     finally:
         os.close(fd)
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import socket
 import time
@@ -14,6 +13,7 @@ from kangaroo.agent.loop import Loop
 from kangaroo.agent.service import Service
 from kangaroo.agent.stdio import Dial
 from kangaroo.errors import InvalidRequest, KangarooError
+from kangaroo.linux import libc
 from kangaroo.wire.agent_protocol import DEBUG_KEY, PORT_KEY
 
 _CID_HOST = 2
@@ -97,6 +97,7 @@ def _dialer(port: int) -> Dial:
 
 def _power_off() -> None:
     """Without sync(2), which would wait for a NAS that is gone; all else is written back by now."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.reboot(ctypes.c_int(_RB_POWER_OFF))
-    log.info("reboot(2) returned", errno=ctypes.get_errno())
+    try:
+        libc.call("reboot", _RB_POWER_OFF)
+    except OSError as error:
+        log.info("the machine does not power off", error=error.strerror)

@@ -9,7 +9,7 @@ import ctypes
 import enum
 import os
 
-_libc = ctypes.CDLL(None, use_errno=True)
+from kangaroo.linux import libc
 
 # The same numbers on every architecture; Linux 5.2 and 5.12.
 _SYS_OPEN_TREE = 428
@@ -72,21 +72,20 @@ def mount(
     data: str = "",
 ) -> None:
     """Mount a file system. An empty `fstype` or `data` is passed to the kernel as NULL."""
-    status = _libc.mount(
+    libc.call(
+        "mount",
         os.fsencode(source),
         os.fsencode(target),
         os.fsencode(fstype) if fstype else None,
         ctypes.c_ulong(int(flags)),
         os.fsencode(data) if data else None,
+        named=target,
     )
-    if status != 0:
-        raise _last_error(target)
 
 
 def umount(target: str | os.PathLike[str], flags: UmountFlag = UmountFlag.NONE) -> None:
     """umount2(2). Takes the topmost mount at `target` away."""
-    if _libc.umount2(os.fsencode(target), ctypes.c_int(int(flags))) != 0:
-        raise _last_error(target)
+    libc.call("umount2", os.fsencode(target), int(flags), named=target)
 
 
 def bind(
@@ -116,42 +115,41 @@ def bind(
 
 def _open_tree(source: str | os.PathLike[str], depth: int) -> int:
     """A copy of the mount at `source`, attached nowhere."""
-    tree: int = _libc.syscall(
+    return libc.call(
+        "syscall",
         ctypes.c_long(_SYS_OPEN_TREE),
-        ctypes.c_int(_AT_FDCWD),
-        ctypes.c_char_p(os.fsencode(source)),
-        ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | depth),
+        _AT_FDCWD,
+        os.fsencode(source),
+        _OPEN_TREE_CLONE | os.O_CLOEXEC | depth,
+        named=source,
     )
-    if tree < 0:
-        raise _last_error(source)
-    return tree
 
 
 def _set_read_only(tree: int, target: str | os.PathLike[str], depth: int) -> None:
     attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
-    status = _libc.syscall(
+    libc.call(
+        "syscall",
         ctypes.c_long(_SYS_MOUNT_SETATTR),
-        ctypes.c_int(tree),
-        ctypes.c_char_p(b""),
-        ctypes.c_uint(_AT_EMPTY_PATH | depth),
+        tree,
+        b"",
+        _AT_EMPTY_PATH | depth,
         ctypes.byref(attributes),
         ctypes.c_size_t(ctypes.sizeof(attributes)),
+        named=target,
     )
-    if status != 0:
-        raise _last_error(target)
 
 
 def _attach(tree: int, target: str | os.PathLike[str]) -> None:
-    status = _libc.syscall(
+    libc.call(
+        "syscall",
         ctypes.c_long(_SYS_MOVE_MOUNT),
-        ctypes.c_int(tree),
-        ctypes.c_char_p(b""),
-        ctypes.c_int(_AT_FDCWD),
-        ctypes.c_char_p(os.fsencode(target)),
-        ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+        tree,
+        b"",
+        _AT_FDCWD,
+        os.fsencode(target),
+        _MOVE_MOUNT_F_EMPTY_PATH,
+        named=target,
     )
-    if status != 0:
-        raise _last_error(target)
 
 
 def make_shared(target: str | os.PathLike[str], *, recursive: bool = False) -> None:
@@ -171,8 +169,3 @@ def make_private(target: str | os.PathLike[str], *, recursive: bool = False) -> 
 
 def _set_propagation(target: str | os.PathLike[str], kind: MountFlag, recursive: bool) -> None:
     mount("none", target, flags=kind | (MountFlag.REC if recursive else MountFlag.NONE))
-
-
-def _last_error(target: str | os.PathLike[str]) -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number), os.fsdecode(target))

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from kangaroo.linux import libc
+
 _CLONE_NEWNET = 0x40000000
 
 Result = TypeVar("Result")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter(path: str) -> None:
     """Move the calling *thread* into the network namespace at `path`. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if _libc.setns(fd, _CLONE_NEWNET) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), path)
+        libc.call("setns", fd, _CLONE_NEWNET, named=path)
     finally:
         os.close(fd)
 

@@ -5,10 +5,9 @@ meanwhile.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 
-_libc = ctypes.CDLL(None, use_errno=True)
+from kangaroo.linux import libc
 
 _SYS_OPENAT2 = 437  # the same number on every architecture; Linux 5.6
 _RESOLVE_NO_MAGICLINKS = 0x02
@@ -37,19 +36,19 @@ def open_beneath(dirfd: int, relative: str, flags: int, *, follow: bool = True) 
     resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | (0 if follow else _RESOLVE_NO_SYMLINKS)
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     for _ in range(_TRIES):
-        fd: int = _libc.syscall(
-            ctypes.c_long(_SYS_OPENAT2),
-            ctypes.c_int(dirfd),
-            ctypes.c_char_p(os.fsencode(relative or ".")),
-            ctypes.byref(how),
-            ctypes.c_size_t(ctypes.sizeof(how)),
-        )
-        if fd >= 0:
-            return fd
-        number = ctypes.get_errno()
-        if number != errno.EAGAIN:
-            break
-    raise OSError(number, os.strerror(number), relative)
+        try:
+            return libc.call(
+                "syscall",
+                ctypes.c_long(_SYS_OPENAT2),
+                dirfd,
+                os.fsencode(relative or "."),
+                ctypes.byref(how),
+                ctypes.c_size_t(ctypes.sizeof(how)),
+                named=relative,
+            )
+        except BlockingIOError as error:  # EAGAIN
+            unsure = error
+    raise unsure
 
 
 def ensure_directory_beneath(dirfd: int, relative: str, mode: int, *, follow: bool = True) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 
-_libc = ctypes.CDLL(None, use_errno=True)
+from kangaroo.linux import libc
 
 _PR_SET_PDEATHSIG = 1
 
@@ -17,6 +16,4 @@ def die_with() -> None:
     A parent that ended before is not noticed: who writes to a pipe of it is told by the pipe.
     Raises OSError.
     """
-    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    libc.call("prctl", _PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
