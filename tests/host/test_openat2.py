@@ -47,6 +47,13 @@ def test_what_leads_out_is_refused(volume: int, path: str) -> None:
         opened(volume, path)
 
 
+@pytest.mark.parametrize("path", ["", "a/b"])
+def test_errors_name_the_path_as_it_was_given(volume: int, path: str) -> None:
+    with pytest.raises(IsADirectoryError) as caught:
+        open_beneath(volume, path, os.O_WRONLY)
+    assert caught.value.filename == path
+
+
 def test_missing_directories_are_made_with_the_mode_whatever_the_umask(volume: int) -> None:
     before = os.umask(0o077)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def call(function: str, *arguments: Any, named: str | os.PathLike[str] = "") -> int:
+def call(function: str, *arguments: Any, named: str | os.PathLike[str] | None = None) -> int:
     """What a function of the C library returns, which is an int, -1 when it fails.
 
     Arguments are as ctypes takes them: bytes are `const char *`, None is NULL, and an int of Python
@@ -20,5 +20,6 @@ def call(function: str, *arguments: Any, named: str | os.PathLike[str] = "") -> 
     result: int = getattr(_libc, function)(*arguments)
     if result == -1:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), os.fsdecode(named or function))
+        name = function if named is None else os.fsdecode(named)
+        raise OSError(number, os.strerror(number), name)
     return result
