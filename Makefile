@@ -9,7 +9,8 @@ STAMP := $(VENV)/.installed
 LABS ?= $(shell awk -v cpus=$$(nproc) '/^MemTotal/ { print (cpus > 1 && $$2 > 12e6) ? 2 : 1 }' /proc/meminfo)
 SEVERAL := --numprocesses $(LABS) --dist loadscope --no-loadscope-reorder
 NODE_TIER := --verbose --durations=60 --durations-min=10 $(if $(filter-out 1,$(LABS)),$(SEVERAL)) tests/node
-SOAK ?= $(addprefix tests/node/test_,mission.py csi_faults.py kernel_server.py provisioning.py crash.py races.py) \
+SOAK ?= $(addprefix tests/node/test_,mission.py csi_faults.py csi_sanity.py kernel_server.py \
+          provisioning.py storage_class.py snapshots.py crash.py races.py) \
         $(wildcard tests/node/test_passthrough_*.py)
 LOCKS := requirements/dev.txt requirements/node.txt pyproject.toml
 BOOTSTRAP := PYTHONPATH=src $(PYTHON) -m kangaroo_lab.bootstrap
@@ -44,7 +45,7 @@ format: venv ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 
 test: bootstrap ## all four tiers: unit, protocol, host, node
-	$(BIN)/pytest tests/unit tests/protocol
+	$(BIN)/pytest --numprocesses auto tests/unit tests/protocol
 	$(BIN)/kangaroo lab build # here its progress is seen, and no test's deadline runs
 	$(BIN)/pytest tests/host
 	$(BIN)/pytest $(NODE_TIER)
@@ -62,7 +63,7 @@ test-node: bootstrap ## the node tier: the lab, end to end; LABS=1 for one lab w
 	$(BIN)/pytest $(NODE_TIER)
 
 csi-sanity: bootstrap ## the CSI project's conformance suite against the driver, in the lab
-	$(BIN)/pytest tests/node/test_csi_sanity.py
+	KANGAROO_SOAK=1 $(BIN)/pytest tests/node/test_csi_sanity.py
 
 fuzz: venv ## coverage-guided fuzzing of what volumes may say; FUZZ_S=600
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/fuzz.txt

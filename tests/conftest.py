@@ -12,7 +12,7 @@ import pytest
 TESTS = Path(__file__).parent
 TIERS = ("unit", "protocol", "host", "node")
 # Seconds that one test of a tier may take, unless it says otherwise.
-TIMEOUT_S = {"unit": 20, "protocol": 60, "host": 300, "node": 900}
+TIMEOUT_S = {"unit": 20, "protocol": 60, "host": 300, "node": 1800}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

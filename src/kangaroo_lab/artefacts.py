@@ -228,12 +228,12 @@ def everything() -> Mapping[str, Callable[[], object]]:
 
 def for_tests() -> Mapping[str, Callable[[], object]]:
     """What only the node tests put into a lab, likewise."""
-    return {
-        "csi-sanity": csi_sanity,
-        "probe": probe,
-        "CSI sidecars": sidecar_images,
-        "snapshot definitions": snapshot_crds,
-    }
+    return {"csi-sanity": csi_sanity, "probe": probe}
+
+
+def for_provisioning() -> Mapping[str, Callable[[], object]]:
+    """What those of them need that provision volumes with the CSI project's sidecars."""
+    return {"CSI sidecars": sidecar_images, "snapshot definitions": snapshot_crds}
 
 
 def _kubernetes_stamps() -> list[str]:

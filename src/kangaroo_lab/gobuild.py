@@ -42,7 +42,8 @@ def build(
     """
     ldflags = " ".join(["-s", "-w", *(f"-X {stamp}" for stamp in stamps)])
     arguments = ["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", ldflags]
-    arguments += ["-o", f"{output}/", *packages]
+    # What the linker strips need not be made: a tenth of the time.
+    arguments += ["-gcflags=all=-dwarf=false", "-o", f"{output}/", *packages]
     _run(module, arguments, output)
 
 

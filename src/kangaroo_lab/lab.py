@@ -129,11 +129,12 @@ class Lab:
                 raise FailedPrecondition(f"{self.directory}: a lab has one node at least")
             self._remove_node(self._node(self.shape.nodes))
 
-    def build(self) -> None:
-        """Build what `up` and the node tests need and the cache has not, without touching what
-        runs.
+    def build(self, wanted: Mapping[str, Callable[[], object]] | None = None) -> None:
+        """Build of `wanted`, by default of what `up` and `make test` need, what the cache has not,
+        without touching what runs.
         """
-        wanted = {**artefacts.everything(), **artefacts.for_tests()}
+        if wanted is None:
+            wanted = {**artefacts.everything(), **artefacts.for_tests()}
         _build(wanted, self._progress([*wanted]))
 
     def down(self) -> bool:
@@ -152,7 +153,7 @@ class Lab:
         self,
         *arguments: str,
         input: str | None = None,  # noqa: A002 - the name that subprocess uses
-        timeout_s: float = 120,
+        timeout_s: float = 180,
         check: bool = True,
     ) -> Completed:
         """Run kubectl as the cluster's administrator. Raises CommandFailed, DeadlineExceeded."""

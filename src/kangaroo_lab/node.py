@@ -82,7 +82,7 @@ class Node:
         self,
         argv: Sequence[str],
         *,
-        timeout_s: float = 60,
+        timeout_s: float = 180,
         check: bool = True,
         input: str | None = None,  # noqa: A002 - the name that subprocess uses
     ) -> Completed:

@@ -27,6 +27,8 @@ _PKI = "/etc/kubernetes/pki"
 _KUBECONFIG = "/etc/kubernetes/kubelet.kubeconfig"
 _TIMEOUT_S = 120
 _SLACK_MIB = 64
+# A guest in an emulated node; kubelet waits a little longer.
+_BOOT_TIMEOUT_S = 240
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,8 @@ def _configuration(root: Path, identity: Identity, pause_image: str) -> None:
     for unit in ("kubelet", "kangaroo-images", "kangaroo-ready"):
         text = data.text(f"node/{unit}.service")
         _write(root / f"etc/systemd/system/{unit}.service", text)
-    _write(root / "etc/kangaroo/runtime.toml", f'events_kubeconfig = "{_KUBECONFIG}"\n')
+    runtime = f'events_kubeconfig = "{_KUBECONFIG}"\nboot_timeout_s = {_BOOT_TIMEOUT_S}\n'
+    _write(root / "etc/kangaroo/runtime.toml", runtime)
     crictl = {"runtime-endpoint": "unix:///run/containerd/containerd.sock", "timeout": 120}
     _write(root / "etc/crictl.yaml", json.dumps(crictl))
 

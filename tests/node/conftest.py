@@ -24,19 +24,20 @@ if TYPE_CHECKING:
 
 # Those that run for many minutes, the longest first, so that the others fill the end.
 _LONG = (
-    "test_crash",
     "provisioner",
-    "test_csi_faults",
-    "test_passthrough_nas_away",
     "test_passthrough",
-    "test_csi_sanity",
+    "test_crash",
+    "test_passthrough_nas_away",
+    "test_races",
+    "test_passthrough_services",
     "test_bad_input",
     "test_mission",
     "test_passthrough_subpath",
-    "test_passthrough_services",
-    "test_races",
-    "test_provisioning",
+    "test_passthrough_unreachable",
     "test_runtime",
+    "test_provisioning",
+    "test_csi_faults",
+    "test_csi_sanity",
 )
 # What the fixture `provisioner` serves.
 _PROVISIONER = ("test_storage_class", "test_snapshots")
@@ -54,8 +55,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     from kangaroo_lab.lab import Lab  # the other tiers do without
 
     lab = Lab.open(_directory())
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled(), _progress_in_lines():
+    with _progress_shown(request):
         ours = lab.up()
         if not ours:
             lab.deploy()
@@ -66,12 +66,16 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
-def provisioner(lab: Lab) -> Iterator[Lab]:
-    """The lab with the CSI project's sidecars, which take minutes to start: from the first test
-    that needs them to the end.
+def provisioner(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Lab]:
+    """The lab with the CSI project's sidecars, which take minutes to build and to start: from the
+    first test that needs them to the end.
     """
     from tests.node import sidecars
 
+    from kangaroo_lab import artefacts
+
+    with _progress_shown(request):
+        lab.build(artefacts.for_provisioning())
     with sidecars.deployed(lab):
         yield lab
 
@@ -81,8 +85,7 @@ def second_node(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Node]:
     """A second node, for pods that name it: where the lab has none it is added, and taken away at
     the end, for it slows the others. Nothing is scheduled there.
     """
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled(), _progress_in_lines():
+    with _progress_shown(request):
         added = lab.up(2)
     try:
         node = lab.nodes["node2"]
@@ -141,12 +144,15 @@ def _directory() -> Path:
 
 
 @contextlib.contextmanager
-def _progress_in_lines() -> Iterator[None]:
-    """A worker's standard error is the terminal, too, but not its alone."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        yield
-        return
-    with _Lines(os.fdopen(os.dup(2), "wb")) as lines, contextlib.redirect_stderr(lines):
+def _progress_shown(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the block says of its progress is seen. A worker says it in lines: its standard error is
+    the terminal, too, but not its alone.
+    """
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled(), contextlib.ExitStack() as stack:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            lines = stack.enter_context(_Lines(os.fdopen(os.dup(2), "wb")))
+            stack.enter_context(contextlib.redirect_stderr(lines))
         yield
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Census = Mapping[str, Any]
 
 # Kubelet takes stock of its pods every few seconds; a guest that lost its shim writes back first.
-SETTLE_S = 180
+SETTLE_S = 300
 _ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _UID = re.compile(r"(?:/pods/|-pod)([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12})")
 _VOLUME = re.compile(rf"{probe.KUBELET_PODS}/([^/]+)/volumes/kubernetes\.io~csi/[^/]+/mount")

@@ -34,6 +34,10 @@ PASSTHROUGH: Mapping[str, str] = {ENABLE: "true"}
 NFS = ("nfs", "nfs4")
 # The lab's NAS serves this directory to nodes only, not to pods.
 NODE_ONLY = "/nodeonly"
+# Deadlines; see `waiting` for whom they are.
+_SOON_S = 180
+_KUBECTL_S = 300
+_GONE_S = 600
 _VOLUME_KINDS = ("PersistentVolume", "PersistentVolumeClaim")
 DRIVER = "nasplugin.csi.alibabacloud.com"
 
@@ -119,7 +123,11 @@ class Space:
         return self.lab.nodes["node1"]
 
     def kubectl(
-        self, *args: str, stdin: str | None = None, timeout_s: float = 120, check: bool = True
+        self,
+        *args: str,
+        stdin: str | None = None,
+        timeout_s: float = _KUBECTL_S,
+        check: bool = True,
     ) -> Completed:
         return self.lab.kubectl(
             "--namespace", self.name, *args, input=stdin, timeout_s=timeout_s, check=check
@@ -135,7 +143,7 @@ class Space:
         if volumes:
             self._apply(volumes)
             # A pod that meets an unbound claim waits for the scheduler's back-off.
-            bound = ["wait", "--for=jsonpath={.status.phase}=Bound", "--timeout=60s"]
+            bound = ["wait", "--for=jsonpath={.status.phase}=Bound", f"--timeout={_SOON_S}s"]
             self.kubectl(*bound, "persistentvolumeclaim", "--all")
         if others := [each for each in documents if each["kind"] not in _VOLUME_KINDS]:
             self._apply(others)
@@ -147,7 +155,9 @@ class Space:
     def delete(self, *names: str, grace_s: int | None = None, wait: bool = True) -> None:
         """Delete pods. Returns when they are gone from the API server, unless `wait` is false."""
         grace = [] if grace_s is None else [f"--grace-period={grace_s}"]
-        self.kubectl("delete", "pod", *names, *grace, f"--wait={str(wait).lower()}", timeout_s=180)
+        self.kubectl(
+            "delete", "pod", *names, *grace, f"--wait={str(wait).lower()}", timeout_s=_GONE_S
+        )
 
     def get(self, name: str) -> Document:
         document: Document = json.loads(self.kubectl("get", "pod", name, "-o", "json").stdout)
@@ -172,7 +182,7 @@ class Space:
         script: str,
         *,
         container: str | None = None,
-        timeout_s: float = 180,
+        timeout_s: float = _KUBECTL_S,
         check: bool = True,
     ) -> Completed:
         """`kubectl exec POD -- sh -c SCRIPT`."""
@@ -271,12 +281,12 @@ def opened(lab: Lab, name: str) -> Iterator[Space]:
     space = Space(lab, f"{name}-{secrets.token_hex(2)}")
     lab.kubectl("create", "namespace", space.name)
     try:
-        space.kubectl("wait", "--for=create", "--timeout=60s", "serviceaccount/default")
+        space.kubectl("wait", "--for=create", f"--timeout={_SOON_S}s", "serviceaccount/default")
         yield space
     finally:
         lab.kubectl("delete", "namespace", space.name, "--wait=false")
-        space.kubectl("delete", "pod", "--all", "--timeout=240s", timeout_s=270)
-        space.kubectl("delete", "persistentvolumeclaim", "--all", "--timeout=60s")
+        space.kubectl("delete", "pod", "--all", timeout_s=_GONE_S)
+        space.kubectl("delete", "persistentvolumeclaim", "--all", f"--timeout={_SOON_S}s")
         lab.kubectl("delete", "persistentvolume", "-l", f"kangaroo-test={space.name}")
 
 

@@ -23,8 +23,8 @@ from tests.node.race_plan import (
 )
 from tests.node.records import SCRIPT, Promises, broken
 
-GONE_S = 300
-READY_S = 420
+GONE_S = waiting.START_S
+READY_S = 2 * waiting.START_S
 _GRACE_S = 60  # the end is written by an emulated guest
 _TELL = "cat /tmp/life && grep ' /data ' /proc/mounts"
 _PAUSE_S = 1.0  # a pod has no event for "can be asked"

@@ -19,9 +19,9 @@ DEPLOYMENT = "deployment/kangaroo-csi-controller"
 SYSTEM = "--namespace=kube-system"
 IMPORT_S = 300
 # The images' first start on an emulated processor, and the election of a leader.
-ROLLOUT_S = 240
+ROLLOUT_S = 600
 # The sidecars' back-off after a failure counts, too.
-BOUND_S = 120
+BOUND_S = 300
 
 
 @contextlib.contextmanager

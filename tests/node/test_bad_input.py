@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kangaroo_lab.node import Node
 
 # The driver's own deadline of one mount is shorter; kubelet's next try is not awaited.
-REFUSED_S = 240
+REFUSED_S = 480
 GUEST = "/var/lib/kangaroo/guest"
 CONFIG = "/etc/kangaroo/runtime.toml"
 UNREACHABLE = "{unreachable}"
@@ -181,8 +181,8 @@ def test_broken_node_is_named(space: pods.Space, name: str) -> None:
 
 def test_nothing_stays_on_the_node(space: pods.Space) -> None:
     """After all of the above nothing of this namespace is on the node, and a good pod starts."""
-    gone = ["wait", "--for=delete", "--timeout=240s", "pod", "--all"]
-    space.kubectl(*gone, timeout_s=270)
+    gone = ["wait", "--for=delete", f"--timeout={waiting.START_S}s", "pod", "--all"]
+    space.kubectl(*gone, timeout_s=waiting.START_S + 30)
     table = space.node.exec(["cat", "/proc/self/mountinfo"]).stdout.splitlines()
     assert [line for line in table if space.name in line] == []
     assert space.node.exec(["ls", "/run/kangaroo/sandboxes"]).stdout.split() == []

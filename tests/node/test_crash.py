@@ -26,16 +26,15 @@ if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
 PARTS = tuple(traces.PROGRAMS)
-# Kubelet's back-off doubles with every restart of a container, so a pod is killed three times and
-# then replaced.
+# A pod is killed so often, and then replaced.
 KILLS_OF_A_POD = 3
 PODS = 34 if SOAK else 1
-LIFE_S = 300
+LIFE_S = 600
 RECORD_BYTES = 1000
 # How many records at most are awaited before a kill, and how long after the last one it comes.
 RECORDS, DELAY_S = 12, 1.5
 # containerd's `delete` may leave a guest that still writes back to a cleaner.
-CLEAN_S = 100
+CLEAN_S = 300
 
 # Numbered records of the same length, each on the server before its number is told. One that goes
 # on does so behind the last record on the NAS.
@@ -229,6 +228,7 @@ def test_random_kills(space: pods.Space, directory: Path, chance: random.Random)
     print(f"parts killed: {killed}")
 
 
+@pytest.mark.soak
 def test_a_pod_that_must_not_restart_fails(space: pods.Space) -> None:
     one = container("one", mounts={"/data": "nas"})
     volumes = [pods.claim("nas")]
@@ -244,6 +244,7 @@ def test_a_pod_that_must_not_restart_fails(space: pods.Space) -> None:
     assert traces.of(space.node, sandbox, uid) == ""
 
 
+@pytest.mark.soak
 def test_deletion_leaves_nothing(space: pods.Space, directory: Path) -> None:
     """Neither on the node nor, of what was written without fsync, in the guest. Meanwhile the pod's
     shim takes away what one left that died before it served.

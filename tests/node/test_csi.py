@@ -50,9 +50,9 @@ def test_kubelet_registers_a_restarted_driver(lab: Lab, driver: Driver) -> None:
     driver.node.exec(["systemctl", "restart", UNIT])
     own = f"_SYSTEMD_INVOCATION_ID=$(systemctl show --value --property=InvocationID {UNIT})"
     told = f"grep -m1 'registered driver={pods.DRIVER}' < <(journalctl --follow --lines=all {own})"
-    driver.node.exec(["bash", "-c", told], timeout_s=60)
+    driver.node.exec(["bash", "-c", told], timeout_s=180)
     known = f"jsonpath={{.spec.drivers[0].name}}={pods.DRIVER}"
-    lab.kubectl("wait", f"--for={known}", "csinode/node1", "--timeout=60s", timeout_s=90)
+    lab.kubectl("wait", f"--for={known}", "csinode/node1", "--timeout=180s", timeout_s=200)
 
 
 def test_every_version_is_published_and_taken_away_twice(clean: Driver) -> None:

@@ -1,4 +1,6 @@
-"""The CSI project's own conformance suite, whole, against the driver on a real NAS."""
+"""The CSI project's own conformance suite against the driver on a real NAS: with KANGAROO_SOAK=1
+whole, else without what takes half of its time, the tests of snapshots.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.node.csi_driver import SOAK
 
 from kangaroo_lab import artefacts
 
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
 ENDPOINT = "unix:///var/lib/kubelet/plugins/nasplugin.csi.alibabacloud.com/csi.sock"
 WORK = "/var/tmp/csi-sanity"  # /run takes no programs
-SUITE_S = 600
+SUITE_S = 1800
+SKIPPED = () if SOAK else ("--ginkgo.skip=Snapshot|snapshot",)
 
 
 @pytest.fixture
@@ -64,6 +68,7 @@ def test_the_suite_passes_and_skips_what_is_documented(lab: Lab, node: Node, sha
             f"--ginkgo.json-report={WORK}/report.json",
             "--ginkgo.no-color",
             "--ginkgo.silence-skips",
+            *SKIPPED,
         ],
         timeout_s=SUITE_S,
         check=False,
@@ -75,8 +80,13 @@ def test_the_suite_passes_and_skips_what_is_documented(lab: Lab, node: Node, sha
     assert set(states) == {"passed", "skipped", "pending"}
     assert states["pending"] == 1  # the suite itself has switched one off
     assert done.status == 0
-    skipped = Counter(spec["Failure"]["Message"] for spec in tests if spec["State"] == "skipped")
-    assert skipped == documented()
+    passed_over = [spec.get("Failure", {}) for spec in tests if spec["State"] == "skipped"]
+    skipped = Counter(failure.get("Message", "") for failure in passed_over)
+    if SKIPPED:
+        assert skipped.pop("") >= 10  # what it was told to skip
+        assert skipped <= documented()
+    else:
+        assert skipped == documented()
     assert [path.name for path in share.rglob("*") if path.is_file()] == []
     own = [".kangaroo", "making", "snapshots", "trash", "volumes"]
     assert sorted(path.name for path in share.rglob("*")) == own

@@ -176,7 +176,6 @@ def test_tls(driver: Driver, server: KernelServer) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(900)
 def test_programs_in_a_guest_see_what_they_see_on_the_nodes_mount(
     driver: Driver, server: KernelServer
 ) -> None:

@@ -14,7 +14,7 @@ from tests.node.pods import container, pod
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.node
 
 SERVE = (
     "echo started; echo served > /tmp/index.html; httpd -p 8080 -h /tmp; "

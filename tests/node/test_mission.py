@@ -17,7 +17,7 @@ from kangaroo_lab.lab import Lab
 pytestmark = pytest.mark.timeout(3600)
 
 MANIFEST = Path(__file__).parents[2] / "examples" / "nas.yaml"
-ROUNDS = 3 if SOAK else 1
+ROUNDS, REPLICAS = (3, 4) if SOAK else (1, 3)
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def delete(lab: Lab, manifest: str) -> None:
         "-",
         "--ignore-not-found",
         "--cascade=foreground",
-        "--timeout=280s",
+        f"--timeout={rollout.REMOVAL_TIMEOUT_S:.0f}s",
         input=manifest,
-        timeout_s=300,
+        timeout_s=rollout.REMOVAL_TIMEOUT_S + 30,
     )
     rollout.await_gone(lab, EXAMPLE_APP)
 
@@ -64,8 +64,8 @@ def test_rolls_out_scales_and_goes(lab: Lab, manifest: str) -> None:
         assert [check for check in shared if not check.holds] == []
         written[name] = content
 
-        more = rollout.scale(lab, EXAMPLE, app=EXAMPLE_APP, replicas=4)
-        assert len(more) == 4
+        more = rollout.scale(lab, EXAMPLE, app=EXAMPLE_APP, replicas=REPLICAS)
+        assert len(more) == REPLICAS
         for pod in more:
             assert evidence.in_pod(lab, pod, f"cat /data/{name}").strip() == content
             assert evidence.node_nfs_mounts(node, pod.uid) == ()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.node import inside, pods, probing, waiting
+from tests.node.csi_driver import UNIT
 from tests.node.pods import PASSTHROUGH, container, pod
 
 from kangaroo.nas import placeholder
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # Kubelet's volumeStatsAggPeriod is a minute, and the first look may come before the takeover.
 STATS_S = 180
+RESTART_S = 180
 # How long the NAS is away, and until a client that waits longer with each try has noticed.
 OUTAGE_S, BACK_S = 8, 45
 OPTIONS = "noresvport,nolock,rsize=65536,wsize=65536,timeo=700"
@@ -158,7 +160,7 @@ def test_node_holds_a_placeholder_and_no_nfs(space: pods.Space) -> None:
 @pytest.mark.parametrize("version", ["vers=3", r"vers=4\.1"])
 def test_the_pod_is_told_of_each_volume_in_its_guest(space: pods.Space, version: str) -> None:
     says = f"^{space.lab.nas.address}:/csi/passthrough .*guest.*{version}"
-    waiting.event(space, "direct", says, reason="NASVolumeInGuest", timeout_s=60)
+    waiting.event(space, "direct", says, reason="NASVolumeInGuest", timeout_s=waiting.EVENT_S)
 
 
 def test_without_the_annotation_the_node_mounts_and_shares(space: pods.Space) -> None:
@@ -246,7 +248,6 @@ def test_owners_are_those_of_a_runc_pod(space: pods.Space) -> None:
         shutil.rmtree(base)
 
 
-@pytest.mark.timeout(600)
 def test_programs_see_what_they_see_on_the_nodes_mount(space: pods.Space, directory: Path) -> None:
     probing.install(directory)
 
@@ -356,8 +357,10 @@ def test_a_write_outlasts_a_nas_that_is_away(space: pods.Space, directory: Path)
     assert [line.split()[0] for line in said.splitlines()] == sums == sums[:1] * 2
 
 
-def test_restarted_container_has_its_volume_after_a_kubelet_restart(space: pods.Space) -> None:
-    space.node.exec(["systemctl", "restart", "kubelet"])
+def test_restarted_container_has_its_volume_after_a_restart_of_all_services(
+    space: pods.Space,
+) -> None:
+    space.node.exec(["systemctl", "restart", UNIT, "kubelet", "containerd"], timeout_s=RESTART_S)
     # A new pod with the same volume is up only after kubelet has taken stock of all pods and their
     # mounts.
     space.apply(simple_pod("later", runtime=None))
@@ -387,4 +390,6 @@ def test_fallback_to_virtio_fs_when_the_guest_cannot_mount(space: pods.Space) ->
     assert mount_line(space, "fallback", "/data")[2] == "virtiofs"
     assert len(space.nfs_mounts("fallback")) == 1
     says = f"virtio-fs.*{pods.NODE_ONLY} .*guest at 10.*EACCES.*refuses this guest"
-    waiting.event(space, "fallback", says, reason="NASPassthroughFallback", timeout_s=60)
+    waiting.event(
+        space, "fallback", says, reason="NASPassthroughFallback", timeout_s=waiting.EVENT_S
+    )

@@ -223,9 +223,39 @@ def test_no_record_was_lost_or_doubled(space: pods.Space, first: dict[str, str])
     space.delete("writers", wait=False)
 
 
-def test_deletion_with_a_dead_nas_ends_in_time_and_names_the_volumes(space: pods.Space) -> None:
+@pytest.fixture(scope="module")
+def rebooted(space: pods.Space) -> dict[str, str]:
+    """The containers that wrote when the NAS was killed and started anew, as they are after it
+    serves again; the lock of the one of version 4 was held before.
+    """
+    before = started(space, "doomed")
+    progress(space.lab, "doomed", timeout_s=PROGRESS_S)
+    assert not node_can_lock(space, "doomed")
     nas = space.lab.nas
-    started(space, "doomed")
+    nas.stop()
+    nas.start(grace=True)
+    print(f"back after {progress(space.lab, 'doomed', timeout_s=BACK_S):.1f} s")
+    return before
+
+
+def test_a_new_boot_of_the_nas_is_survived_over_version_3(
+    space: pods.Space, rebooted: dict[str, str]
+) -> None:
+    assert running(space, "doomed")["three"] == rebooted["three"]
+
+
+def test_a_new_boot_of_the_nas_gives_back_what_was_held(
+    space: pods.Space, rebooted: dict[str, str]
+) -> None:
+    """Version 4 reclaims its open file and its lock in the server's grace period."""
+    assert running(space, "doomed")["four"] == rebooted["four"]
+    assert not node_can_lock(space, "doomed")
+
+
+def test_deletion_with_a_dead_nas_ends_in_time_and_names_the_volumes(
+    space: pods.Space, rebooted: dict[str, str]
+) -> None:
+    nas = space.lab.nas
     uid = space.uid("doomed")
     progress(space.lab, "doomed", timeout_s=PROGRESS_S)
     nas.fail(nas.address, Failure.DROPPED)
@@ -244,7 +274,7 @@ def test_deletion_with_a_dead_nas_ends_in_time_and_names_the_volumes(space: pods
                 "doomed",
                 f"^{nas.address}:{path('doomed', version)}: .*not done within",
                 reason="NASVolumeNotFlushed",
-                timeout_s=30,
+                timeout_s=waiting.EVENT_S,
             )
     finally:
         nas.unblock()
@@ -252,32 +282,3 @@ def test_deletion_with_a_dead_nas_ends_in_time_and_names_the_volumes(space: pods
         assert count >= before[version, kind]
         content = (directory(space.lab, "doomed", version) / kind).read_bytes()
         assert content == records(count)[: len(content)]
-
-
-@pytest.fixture(scope="module")
-def rebooted(space: pods.Space) -> dict[str, str]:
-    """The containers that wrote when the NAS was killed and started anew, as they are after it
-    serves again; the lock of the one of version 4 was held before.
-    """
-    before = started(space, "rebooted")
-    progress(space.lab, "rebooted", timeout_s=PROGRESS_S)
-    assert not node_can_lock(space, "rebooted")
-    nas = space.lab.nas
-    nas.stop()
-    nas.start(grace=True)
-    print(f"back after {progress(space.lab, 'rebooted', timeout_s=BACK_S):.1f} s")
-    return before
-
-
-def test_a_new_boot_of_the_nas_is_survived_over_version_3(
-    space: pods.Space, rebooted: dict[str, str]
-) -> None:
-    assert running(space, "rebooted")["three"] == rebooted["three"]
-
-
-def test_a_new_boot_of_the_nas_gives_back_what_was_held(
-    space: pods.Space, rebooted: dict[str, str]
-) -> None:
-    """Version 4 reclaims its open file and its lock in the server's grace period."""
-    assert running(space, "rebooted")["four"] == rebooted["four"]
-    assert not node_can_lock(space, "rebooted")

@@ -129,7 +129,6 @@ def differences(one: Outcomes, other: Outcomes) -> dict[str, tuple[str, str]]:
     return {name: (one[name], other[name]) for name in one if one[name] != other[name]}
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("volume", VOLUMES)
 def test_passthrough_is_as_the_nodes_own_mount(
     seen: Mapping[tuple[str, str], Outcomes], volume: str
@@ -323,7 +322,6 @@ def met(actors: Mapping[str, Actor]) -> Met:
     return found
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("volume", VOLUMES)
 def test_pods_with_passthrough_meet_others_as_nodes_do(met: Met, volume: str) -> None:
     assert differences(met[(RUNC, DIRECT), volume], met[(DIRECT, RUNC), volume]) == {}

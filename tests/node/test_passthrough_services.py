@@ -19,6 +19,8 @@ from tests.node.pods import PASSTHROUGH, container, pod
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
+pytestmark = pytest.mark.soak
+
 # What is restarted at once. The pods of a round are started by what came of the one before.
 ALL = f"{UNIT} kubelet containerd"
 SOME = [UNIT, "kubelet", "containerd", f"{UNIT} kubelet", "containerd kubelet"]
@@ -35,7 +37,7 @@ RECORD = (
     " sleep 1; done"
 )
 GRACE_S = 300
-STATE_S = 240
+STATE_S = 480
 
 # Restarts the services in the first argument once a sandbox of the pods behind it boots while
 # another one's container is being created; with a signal to the container in the second just
@@ -130,7 +132,7 @@ def restart_amid(space: pods.Space, services: str, *starting: str) -> None:
     assert set(json.loads(said)) == set(uids)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("number", range(len(ROUNDS)), ids=lambda n: ROUNDS[n].replace(" ", "+"))
 def test_services_restart(space: pods.Space, directory: Path, number: int) -> None:
     node = space.node
@@ -168,7 +170,9 @@ def test_services_restart(space: pods.Space, directory: Path, number: int) -> No
     assert set(names(space)) == {"steady", *starting, *ending}
     tell(space, "touch go")
     gone = [f"pod/{name}" for name in ending]
-    space.kubectl("wait", "--for=delete", "--timeout=120s", *gone, timeout_s=150)
+    space.kubectl(
+        "wait", "--for=delete", f"--timeout={waiting.STOP_S}s", *gone, timeout_s=waiting.STOP_S + 30
+    )
     tell(space, "rm go")
     assert set(ending) <= set((directory / "ended").read_text().split())
     for sandbox, uid in before.values():

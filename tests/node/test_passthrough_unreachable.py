@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MOUNT_S = 60 if SOAK else 15
 FLAPS = 20 if SOAK else 1
 # The network is bad for so long at most; kubelet's next try may be minutes away.
-FLAPPING_S = 30
+FLAPPING_S = 30 if SOAK else 10
 # How many packets of a hundred are lost, for how long.
 LOSSES, SLOT_S = (0, 30, 60, 100), (0.1, 1.5)
 PATH = "/csi/unreachable"
@@ -96,7 +96,9 @@ def test_a_guest_without_a_way_says_so_and_the_node_keeps_the_mount(blocked: pod
 def test_the_fallback_runs_over_virtio_fs_and_says_why(blocked: pods.Space) -> None:
     waiting.ready(blocked, "fallen")
     says = rf"virtio-fs.*{NAS_HOST_NAME}:{PATH} .*ETIMEDOUT.*cannot reach the server"
-    waiting.event(blocked, "fallen", says, reason="NASPassthroughFallback", timeout_s=60)
+    waiting.event(
+        blocked, "fallen", says, reason="NASPassthroughFallback", timeout_s=waiting.EVENT_S
+    )
     assert "NASPassthroughFallback" in blocked.describe("fallen")
     for name in ("one", "two"):
         assert fstypes(blocked, "fallen", name) == ["virtiofs"]
@@ -111,7 +113,7 @@ def test_when_the_way_is_free_the_waiting_pod_starts(blocked: pods.Space) -> Non
     assert fstypes(blocked, "waiting", "one") == ["nfs"]
     assert blocked.nfs_mounts("waiting") == []
     says = rf"^{NAS_HOST_NAME}:{PATH} .*in the guest.*vers=3.*addr={blocked.lab.nas.address}"
-    waiting.event(blocked, "waiting", says, reason="NASVolumeInGuest", timeout_s=60)
+    waiting.event(blocked, "waiting", says, reason="NASVolumeInGuest", timeout_s=waiting.EVENT_S)
     blocked.run("fallen", "kill -TERM 1", container="two")
     waiting.restarted(blocked, "fallen", "two")
     assert fstypes(blocked, "fallen", "two") == ["virtiofs"]

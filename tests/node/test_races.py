@@ -21,9 +21,9 @@ from tests.node.race import Race
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
-SIZE = race_plan.Size(pods=30, alive=6, kills=24) if SOAK else race_plan.Size(4, 3, 3)
+SIZE = race_plan.Size(pods=30, alive=6, kills=24) if SOAK else race_plan.Size(3, 2, 2)
 ROUNDS = 10 if SOAK else 1
-ROUND_S = 7200 if SOAK else 900
+ROUND_S = 7200 if SOAK else 2400
 
 _NOBODY = "0badc0de" * 8
 _NO_POD = "00000000-0000-4000-8000-000000000000"

@@ -16,6 +16,8 @@ from kangaroo_lab import artefacts, manifests
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
+pytestmark = pytest.mark.soak
+
 CHECKOUT = Path(__file__).parents[2]
 CLASS = CHECKOUT / "examples/storageclass.yaml"
 EXAMPLE = CHECKOUT / "examples/snapshot.yaml"
@@ -62,7 +64,6 @@ def space(controller: Lab) -> Iterator[pods.Space]:
     shutil.rmtree(controller.nas.root / "csi" / space.name)
 
 
-@pytest.mark.timeout(900)
 def test_a_claim_is_made_from_a_snapshot_and_from_a_claim(space: pods.Space) -> None:
     """As the example has them; a pod in a sandbox then reads what was there when."""
     node, data = space.node, f"{space.lab.nas.address}:/csi/{space.name}/data"

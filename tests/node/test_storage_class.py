@@ -19,6 +19,8 @@ from kangaroo_lab import manifests
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
+pytestmark = pytest.mark.soak
+
 CHECKOUT = Path(__file__).parents[2]
 EXAMPLE = CHECKOUT / "examples/storageclass.yaml"
 

@@ -1,8 +1,8 @@
 """Waiting for Kubernetes: through `kubectl wait` and watches, always with a deadline, never by
 sleeping.
 
-Deadlines are for an emulated node, where a sandbox takes half a minute to start; on a real one
-nothing comes near them.
+Deadlines are for a node that is emulated by a slow machine, where a sandbox has taken a minute and
+more to start; elsewhere nothing comes near them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import Any
 
 from tests.node import pods
 
-START_S = 300
-STOP_S = 120
+START_S = 600
+STOP_S = 300
+# For an event that is due, or already there.
+EVENT_S = 180
 
 
 def ready(space: pods.Space, *names: str, timeout_s: float = START_S) -> None:

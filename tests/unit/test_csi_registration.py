@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import tempfile
 from pathlib import Path
 
 from kangaroo.csi.config import Config
@@ -35,17 +36,18 @@ def test_a_failed_registration_is_offered_again_ever_later(tmp_path: Path) -> No
     assert told.delays == [2.0, 4.0, 2.0]
 
 
-def test_offering_again_makes_a_new_directory_entry_of_the_same_socket(tmp_path: Path) -> None:
-    config = Config(kubelet_registry_dir=str(tmp_path))
-    path = config.registration_path
-    with socket.socket(socket.AF_UNIX) as listener:
+def test_offering_again_makes_a_new_directory_entry_of_the_same_socket() -> None:
+    # Not in tmp_path: the path of a socket is 107 bytes at most.
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listener:
+        config = Config(kubelet_registry_dir=directory)
+        path = config.registration_path
         listener.bind(str(path))
         before = path.stat()
         Registration(config).offer_again()
         after = path.stat()
-    assert after.st_ino == before.st_ino
-    assert after.st_ctime_ns > before.st_ctime_ns
-    assert list(tmp_path.iterdir()) == [path]
+        assert after.st_ino == before.st_ino
+        assert after.st_ctime_ns > before.st_ctime_ns
+        assert list(Path(directory).iterdir()) == [path]
 
 
 def test_offering_again_after_the_end_does_nothing(tmp_path: Path) -> None:

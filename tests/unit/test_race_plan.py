@@ -19,7 +19,7 @@ from tests.node.race_plan import (
     Stage,
 )
 
-SIZES = (Size(4, 3, 3), Size(30, 6, 24), Size(2, 1, 6))
+SIZES = (Size(3, 2, 2), Size(30, 6, 24), Size(2, 1, 6))
 SEEDS = range(50)
 
 
