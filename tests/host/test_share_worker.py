@@ -136,6 +136,18 @@ def test_a_tree_deeper_than_any_recursion_is_deleted(share: Share) -> None:
     assert share.tree() == ["a"]
 
 
+@pytest.mark.parametrize("on_delete", OnDelete)
+def test_a_volume_whose_parent_directory_was_removed_is_deleted(
+    share: Share, on_delete: OnDelete
+) -> None:
+    share.create(replace(RECORD, on_delete=on_delete))
+    shutil.rmtree(share.path / "a")
+    share.delete()
+    share.delete()
+    assert share.tree() == []
+    assert not share.record().exists()
+
+
 def test_archived_and_retained(share: Share) -> None:
     for kind in (OnDelete.ARCHIVE, OnDelete.RETAIN):
         share.create(replace(RECORD, on_delete=kind, subdir=kind))

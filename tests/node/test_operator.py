@@ -125,6 +125,6 @@ def test_sandboxes_are_listed_with_their_processes(space: pods.Space) -> None:
     assert only["pod"]["name"] == "guest"
     assert only["sandbox"] == space.sandbox(space.uid("guest"))
     assert only["problem"] is None
-    for pid in (only["shim"]["pid"], only["qemu"], only["virtiofsd"]):
+    for pid in (only[part]["pid"] for part in ("shim", "qemu", "virtiofsd")):
         space.node.exec(["test", "-d", f"/proc/{pid}"])
     assert only["memory_bytes"] > 16 << 20

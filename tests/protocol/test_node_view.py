@@ -148,8 +148,8 @@ def test_sandboxes(directory: Path) -> None:
             "sandbox": "good",
             "pod": {"uid": "uid-good", "namespace": "default", "name": "name-of-uid-good"},
             "shim": {"pid": 4711, "version": "0.1.0"},
-            "qemu": str(os.getpid()),
-            "virtiofsd": "dead",  # its pid is another process's now
+            "qemu": {"pid": os.getpid()},
+            "virtiofsd": {"pid": None},  # its pid is another process's now
             "memory_bytes": None,
             "volumes": ["192.0.2.1:/csi"],
             "containers": ["c1", "c2"],

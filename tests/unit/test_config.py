@@ -15,8 +15,12 @@ from kangaroo.vmm.spec import Accelerator
 pytestmark = pytest.mark.unit
 
 
-def test_no_file_means_defaults(tmp_path: Path) -> None:
-    assert config.load(tmp_path / "absent.toml") == RuntimeConfig()
+def test_no_file_means_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = tmp_path / "absent.toml"
+    with pytest.raises(InvalidRequest, match="absent"):
+        config.load(absent)  # somebody named it
+    monkeypatch.setattr(config, "DEFAULT_PATH", absent)
+    assert config.load(absent) == RuntimeConfig()
 
 
 def test_values_get_their_types(tmp_path: Path) -> None:

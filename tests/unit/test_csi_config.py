@@ -17,7 +17,8 @@ def load(directory: Path, text: str) -> Config:
     return config.load(path)
 
 
-def test_every_key_is_optional(tmp_path: Path) -> None:
+def test_every_key_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "absent.toml")
     assert config.load(tmp_path / "absent.toml") == load(tmp_path, "") == Config()
     assert Config().socket_path == Path(
         "/var/lib/kubelet/plugins/nasplugin.csi.alibabacloud.com/csi.sock"
@@ -26,6 +27,14 @@ def test_every_key_is_optional(tmp_path: Path) -> None:
         "/var/lib/kubelet/plugins_registry/nasplugin.csi.alibabacloud.com-reg.sock"
     )
     assert Config().effective_node_id
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"driver_name = '\xe4'")
+    for name in ("absent", ".", "latin"):
+        with pytest.raises(InvalidRequest) as raised:
+            config.load(tmp_path / name)
+        assert raised.value.field == str(tmp_path / name)
 
 
 def test_keys(tmp_path: Path) -> None:

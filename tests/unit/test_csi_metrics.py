@@ -192,11 +192,15 @@ def test_what_kubelet_was_told_of_a_volume(node: Node) -> None:
         metrics.started("NodeGetVolumeStats")
         metrics.ended("NodeGetVolumeStats", code, 0.1, request, response if code == "OK" else None)
 
+    alias = node.config.kubelet_pods_dir + "-alias"  # /var/lib/kubelet is a link on some nodes
+    Path(alias).symlink_to(node.config.kubelet_pods_dir)
     told("/nobody's", "OK", abnormal=True)
+    told("no path\0", "OK", abnormal=True)
+    told(str(paths[2]).replace(node.config.kubelet_pods_dir, alias), "OK")
     told(paths[0], "UNAVAILABLE")
     told(paths[0], "OK")
     told(paths[1], "OK", abnormal=True)
-    told(paths[2], "UNAVAILABLE")
+    told(str(paths[2]).replace(node.config.kubelet_pods_dir, alias), "UNAVAILABLE")
     told(paths[3], "INVALID_ARGUMENT")
     samples = scrape(metrics)
     assert {

@@ -81,6 +81,17 @@ def test_a_class_of_the_alibaba_driver() -> None:
     }
 
 
+def test_the_share_is_mounted_in_the_version_of_the_mount_options() -> None:
+    """A class of csi-driver-nfs says it there; a server may have no other."""
+    own = {"server": "192.0.2.1", "share": "/csi"}
+    made = storage_class.parse(own, NAME, mount_options=["nfsvers=4.1", "noresvport"])
+    assert (made.share.version, made.share.path) == ("4.1", "/csi")
+    assert "vers" not in made.context  # the PersistentVolume has the options themselves
+    with pytest.raises(InvalidRequest) as refused:
+        storage_class.parse(own, NAME, mount_options=["bg"])
+    assert refused.value.field == "mountOptions"
+
+
 def test_the_share_itself() -> None:
     made = parse(volumeAs="sharepath")
     assert (made.subdir, made.context["path"]) == ("", "/share")

@@ -125,7 +125,10 @@ class Containers:
         path = f"{container.directory}/{exec_id}.process.json"
         write_file(path, json.dumps(process))
         command = ("exec", "--detach", f"--process={path}")
-        started = await self._launch(container, exec_id, command, stdio)
+        try:
+            started = await self._launch(container, exec_id, command, stdio)
+        finally:
+            remove_file(path)  # crun has read it
         return started.pid
 
     async def wait(self, *, container_id: str, exec_id: str) -> Exit:
@@ -156,7 +159,6 @@ class Containers:
             await self._remove(container)
         else:
             del container.processes[exec_id]
-            remove_file(f"{container.directory}/{exec_id}.process.json")
 
     def resize(self, *, container_id: str, exec_id: str, rows: int, columns: int) -> None:
         """Set the terminal's size. After the exit it does nothing."""
@@ -183,7 +185,10 @@ class Containers:
         deadline = time.monotonic() + timeout_s
         containers = list(self._containers.values())
         for container in containers:
-            container.cgroup.signal_all(9)
+            try:
+                container.cgroup.signal_all(9)
+            except OSError as error:  # it is being deleted
+                log.info("not killed", container=container.id, error=error)
         for container in containers:
             for process in list(container.processes.values()):
                 await self._loop.within(process.exited, max(0.0, deadline - time.monotonic()))
@@ -201,6 +206,7 @@ class Containers:
         """Run crun's `create` or `exec` and take over the process that it leaves behind."""
         name = exec_id or "init"
         pid_file = f"{container.directory}/{name}.pid"
+        log_file = f"{container.directory}/{name}.log"
         streams = Streams(self._loop, self._dial, stdio)
         console: ConsoleSocket | None = None
         self._children.launch_begins()
@@ -213,7 +219,7 @@ class Containers:
                 *command,
                 f"--pid-file={pid_file}",
                 container.id,
-                log_file=f"{container.directory}/{name}.log",
+                log_file=log_file,
                 stdio=streams.child_descriptors(),
             )
             streams.close_child_ends()
@@ -226,6 +232,9 @@ class Containers:
         finally:
             if console is not None:
                 console.close()
+            # What every exec (a probe is one) left would fill the guest's memory.
+            remove_file(pid_file)
+            remove_file(log_file)
             self._children.launch_ends()
         process = container.processes[exec_id] = Process(child, streams)
         return process

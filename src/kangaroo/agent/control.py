@@ -11,7 +11,7 @@ from kangaroo.agent.loop import READ, WRITE, Loop
 from kangaroo.errors import Unsupported
 from kangaroo.wire.agent_protocol import SERVICE, Method, encode
 from kangaroo.wire.connection import RequestReceived, ServerConnection
-from kangaroo.wire.errors import LocalProtocolError, ProtocolError
+from kangaroo.wire.errors import ProtocolError
 
 _CHUNK_BYTES = 1 << 16
 
@@ -81,7 +81,7 @@ class Control:
             data = self._connection.respond(request.stream_id, answer)
         except Exception as error:
             log.info("call failed", method=request.method, error=error)
-            data = self._fail(request.stream_id, error)
+            data = self._connection.fail(request.stream_id, failures.status(error))
         self._unsent += data
         self._send_or_close()
 
@@ -89,12 +89,6 @@ class Control:
         if request.service != SERVICE or request.method not in self._handlers:
             raise Unsupported(f"there is no method {request.service}/{request.method}")
         return self._handlers[request.method]
-
-    def _fail(self, stream_id: int, error: Exception) -> bytes:
-        try:
-            return self._connection.fail(stream_id, failures.status(error))
-        except LocalProtocolError:  # an error whose text is beyond a frame
-            return self._connection.fail(stream_id, failures.status(type(error)("too large")))
 
     def _send_or_close(self) -> None:
         try:

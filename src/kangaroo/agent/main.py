@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import socket
 import time
 from typing import Any
@@ -27,6 +28,10 @@ def main() -> None:
     # What is imported stays; the collector need not look at it again.
     gc.freeze()
     gc.enable()
+    # The kernel keeps signals without a handler from PID 1; of SIGINT Python has one, which would
+    # end it. A container in the guest's own process namespace may send it. Ignored it would be by
+    # every container's process, too.
+    signal.signal(signal.SIGINT, lambda *_: None)
     try:
         boot.mount_pseudo_file_systems()
         parameters = boot.command_line()

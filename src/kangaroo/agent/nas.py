@@ -135,6 +135,7 @@ class Volumes:
             number |= _FLAGS[name]
         target = f"{NAS_DIRECTORY}/{volume_id}"
         os.makedirs(target, mode=0o700, exist_ok=True)
+        _detach(target)  # of an earlier attempt that came to its end after its deadline
         with KernelLog() as kernel_log:
             try:
                 await self._children.call(

@@ -116,8 +116,8 @@ def sandbox_document(view: SandboxView) -> dict[str, Any]:
         "sandbox": view.sandbox,
         "pod": {"uid": view.pod.uid, "namespace": view.pod.namespace, "name": view.pod.name},
         "shim": {"pid": view.shim_pid, "version": view.shim_version},
-        "qemu": view.qemu,
-        "virtiofsd": view.virtiofsd,
+        "qemu": {"pid": view.qemu},
+        "virtiofsd": {"pid": view.virtiofsd},
         "memory_bytes": view.memory_bytes,
         "volumes": list(view.volumes),
         "containers": list(view.state.containers) if view.state else [],
@@ -159,13 +159,17 @@ def _sandbox_row(view: SandboxView) -> tuple[str, ...]:
         str(view.pod),
         str(view.shim_pid or "-"),
         view.shim_version or "-",
-        view.qemu,
-        view.virtiofsd,
+        _life(view.qemu, view.state and view.state.qemu),
+        _life(view.virtiofsd, view.state and view.state.virtiofsd),
         size(view.memory_bytes),
         str(len(view.state.containers)) if view.state else "-",
         view.problem or "ok",
         " ".join(view.volumes) or "-",
     )
+
+
+def _life(pid: int | None, recorded: object) -> str:
+    return str(pid) if pid else "dead" if recorded else "-"
 
 
 def size(number: int | None) -> str:

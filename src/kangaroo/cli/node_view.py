@@ -79,12 +79,14 @@ class SandboxView:
     problem: str | None = None
 
     @property
-    def qemu(self) -> str:
-        return _life(self.state.qemu if self.state else None)
+    def qemu(self) -> int | None:
+        """Its pid while it lives."""
+        return _pid_of(self.state.qemu if self.state else None)
 
     @property
-    def virtiofsd(self) -> str:
-        return _life(self.state.virtiofsd if self.state else None)
+    def virtiofsd(self) -> int | None:
+        """Likewise."""
+        return _pid_of(self.state.virtiofsd if self.state else None)
 
     @property
     def volumes(self) -> tuple[str, ...]:
@@ -204,10 +206,8 @@ def _memory(state: SandboxState | None) -> int | None:
         return None
 
 
-def _life(process: ProcessIdentity | None) -> str:
-    if process is None:
-        return "-"
-    return str(process.pid) if process.alive() else "dead"
+def _pid_of(process: ProcessIdentity | None) -> int | None:
+    return process.pid if process is not None and process.alive() else None
 
 
 def _pods(bundles: Path) -> dict[str, Pod]:

@@ -16,7 +16,7 @@ from kangaroo.nas.guest_mount import is_nas
 _NOBODY = 65534
 _WRITE_AND_ENTER = 0o3
 _NOT_WRITABLE = 1  # exit status of test(1)
-_STALE = "Stale file handle"
+STALE = "Stale file handle"  # ESTALE, as programs say it in the C locale
 
 
 class Unusable(Unavailable):
@@ -38,7 +38,7 @@ async def ask(entry: MountEntry, timeout_s: float, *command: str) -> str:
         raise Unusable(f"{entry.source} does not answer within {timeout_s:g} s") from error
     except CommandFailed as error:
         stale = "the server no longer has the directory; a new publish mounts it again"
-        hint = stale if _STALE in error.output else None
+        hint = stale if STALE in error.output else None
         raise Unusable(f"{entry.source}: {error.output.strip()}", hint=hint) from error
 
 

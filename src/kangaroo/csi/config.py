@@ -121,12 +121,14 @@ def _listen_address(value: str) -> tuple[str, int]:
 
 
 def load(path: Path = DEFAULT_PATH) -> Config:
-    """Read a TOML file; defaults when there is none. Raises InvalidRequest naming a bad key."""
+    """Read a TOML file; defaults when there is none at the default path. Raises InvalidRequest
+    naming the file or a bad key.
+    """
     try:
         table = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        return Config()
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if isinstance(error, FileNotFoundError) and path == DEFAULT_PATH:
+            return Config()
         raise InvalidRequest(str(path), str(error)) from error
     fields = {field.name: field for field in dataclasses.fields(Config)}
     for key, value in table.items():

@@ -76,7 +76,12 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             raise InvalidRequest("mutable_parameters", "a volume has none")
         capacity = requests.capacity(request.capacity_range)
         content = content_of(request)
-        wanted = storage_class.parse(request.parameters, request.name, content.share)
+        wanted = storage_class.parse(
+            request.parameters,
+            request.name,
+            content.share,
+            mount_options=requests.mount_flags(request.volume_capabilities),
+        )
         content.check(wanted)
         made = VolumeId(
             kind=Kind.SHARE if wanted.volume_as is VolumeAs.SHAREPATH else Kind.DIRECTORY,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping
@@ -75,12 +76,17 @@ async def answer(socket: Path, target: str, timeout_s: float) -> dict[str, Any]:
 
 
 async def _ask(socket: Path, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    client = await Client.connect_unix(socket)
+    """TimeoutError is that of no answer; the guest's own deadline is an answer."""
     try:
-        payload = await client.call(SERVICE, VOLUME_STATS, encode(request), timeout_s=timeout_s)
-    finally:
-        await client.aclose()
-    return decode(payload)
+        async with asyncio.timeout(timeout_s):
+            client = await Client.connect_unix(socket)
+            try:
+                call = client.call(SERVICE, VOLUME_STATS, encode(request), timeout_s=2 * timeout_s)
+                return decode(await call)
+            finally:
+                await client.aclose()
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {timeout_s:g} s") from None
 
 
 def _socket_of(sandboxes: Path, target: str) -> Path | None:

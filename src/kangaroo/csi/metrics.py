@@ -28,7 +28,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from kangaroo import __version__
-from kangaroo.csi import metrics_http
+from kangaroo.csi import metrics_http, targets
 from kangaroo.csi.config import Config
 from kangaroo.csi.pod_volumes import GUEST
 from kangaroo.csi.volume_counters import Reading, VolumeCounters
@@ -169,7 +169,8 @@ class Metrics:
         self._seconds.labels(method).observe(seconds)
         if method == "NodeGetVolumeStats" and (code == "OK" or code in _NO_ANSWER):
             abnormal = response is None or response.volume_condition.abnormal
-            self._volumes.told(request.volume_path, abnormal=abnormal)
+            with contextlib.suppress(OSError, RuntimeError, ValueError):  # a path that is none
+                self._volumes.told(targets.canonical(request.volume_path), abnormal=abnormal)
 
     async def text(self) -> bytes:
         """All of it in Prometheus' text format, in bounded time."""

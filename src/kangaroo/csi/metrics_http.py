@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -51,7 +52,9 @@ def _listener(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise FailedPrecondition(
             f"metrics_address: {host} port {port}: {error.strerror}",
-            hint="another program has it; choose another port, or none to have no metrics",
+            hint="another program has it; choose another port, or none to have no metrics"
+            if error.errno == errno.EADDRINUSE
+            else None,
         ) from error
 
 

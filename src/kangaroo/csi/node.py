@@ -59,7 +59,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         """Mount the volume on target_path. A repeat is OK, one that differs is ALREADY_EXISTS."""
         requests.check_id(request.volume_id)
         target = _target(request.target_path, "target_path")
-        flags = requests.mount_flags(request)
+        flags = requests.mount_flags([requests.capability(request)])
         self._check_ephemeral(request.volume_context)
         read_only = request.readonly or request.volume_capability.access_mode.mode in _READER_MODES
         volume = nas_volume.parse(request.volume_context, flags, read_only=read_only)

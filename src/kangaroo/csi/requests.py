@@ -27,12 +27,18 @@ def check_name(name: str) -> None:
         raise InvalidRequest("name", f"longer than {LIMIT_BYTES} bytes")
 
 
-def mount_flags(request: csi.NodePublishVolumeRequest) -> list[str]:
-    """The mount flags of the one capability of a request. Raises InvalidRequest."""
+def capability(request: csi.NodePublishVolumeRequest) -> csi.VolumeCapability:
+    """The one capability of a request. Raises InvalidRequest."""
     if not request.HasField("volume_capability"):
         raise InvalidRequest("volume_capability", "missing")
     check_capability(request.volume_capability, "volume_capability")
-    return list(request.volume_capability.mount.mount_flags)
+    return request.volume_capability
+
+
+def mount_flags(capabilities: Iterable[csi.VolumeCapability]) -> list[str]:
+    """The mount flags of capabilities, each once. A class's are those of all of a claim's."""
+    flags = (flag for capability in capabilities for flag in capability.mount.mount_flags)
+    return list(dict.fromkeys(flags))
 
 
 def check_capabilities(capabilities: Iterable[csi.VolumeCapability]) -> None:

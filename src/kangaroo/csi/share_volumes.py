@@ -169,7 +169,11 @@ def _retire(root: int, token: str, record: Record) -> None:
     if not record.made or record.on_delete is OnDelete.RETAIN or _shared(root, token, record):
         return
     above, _, name = record.subdir.rpartition("/")
-    with opened(open_beneath(root, above, DIRECTORY, follow=False)) as directory:
+    try:
+        parent = open_beneath(root, above, DIRECTORY, follow=False)
+    except FileNotFoundError:
+        return  # somebody has removed it, and the volume in it
+    with opened(parent) as directory:
         if record.on_delete is OnDelete.ARCHIVE:
             with contextlib.suppress(FileNotFoundError):  # by a call that was then killed
                 os.rename(name, _archived(name), src_dir_fd=directory, dst_dir_fd=directory)

@@ -7,7 +7,7 @@ mean the same; their case does not matter. docs/provisioning.md has the table.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -60,13 +60,18 @@ class Provisioning:
 
 
 def parse(
-    parameters: Mapping[str, str], name: str, source: tuple[str, str] | None = None
+    parameters: Mapping[str, str],
+    name: str,
+    source: tuple[str, str] | None = None,
+    *,
+    mount_options: Sequence[str] = (),
 ) -> Provisioning:
     """What the volume `name` becomes. The same name goes to the same share every time, and a volume
     that is made from another or a snapshot to the server and path `source` where that lies, if the
     class has it.
 
-    Raises InvalidRequest naming the parameter.
+    `mount_options` are the class's, which its volumes are mounted with: the share is mounted in
+    their version. Raises InvalidRequest naming the parameter or mountOptions.
     """
     own = _own(parameters)
     shares = _shares(own)
@@ -82,7 +87,8 @@ def parse(
     else:
         subdir = _subdir(own.get("subDir", ""), parameters, name)
     context = {"server": server, "path": f"{base.rstrip('/')}/{subdir}", **passed_on}
-    checked = _volume(context, path_from="subDir")  # the share's own path is checked already
+    # The share's own path is checked already.
+    checked = _volume(context, mount_options, path_from="subDir")
     share = _volume({"server": server, "path": base, "vers": checked.version})
     return Provisioning(
         share=share,
@@ -187,11 +193,15 @@ def _choice(key: str, own: Mapping[str, str], kind: type[_E], default: _E) -> _E
     return kind(text) if text else default
 
 
-def _volume(attributes: Mapping[str, str], *, path_from: str = "path") -> NasVolume:
+def _volume(
+    attributes: Mapping[str, str], mount_options: Sequence[str] = (), *, path_from: str = "path"
+) -> NasVolume:
     try:
-        return nas_volume.parse(attributes)
+        return nas_volume.parse(attributes, mount_options)
     except InvalidRequest as error:
-        key = error.field.removeprefix("volumeAttributes.")
+        _, of_attribute, key = error.field.partition("volumeAttributes.")
+        if not of_attribute:
+            raise
         raise _refused(
             path_from if key == "path" else key, error.reason, hint=error.hint
         ) from error

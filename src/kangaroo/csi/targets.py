@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kangaroo.csi import missing_directory, mount_errors, mount_helper
+from kangaroo.csi.condition import STALE
 from kangaroo.csi.share import Worker
 from kangaroo.errors import (
     AlreadyExists,
@@ -67,7 +68,8 @@ async def publish(
 
     A directory that the server does not have is made by `creator`, if there is one and the volume
     is not read-only. A target that the runtime took over (a placeholder stands there) counts as
-    published. On failure and on cancellation the target is left as it was found. Raises
+    published. A repeat sets the mode where it is not set: the first may have been killed before.
+    On failure and on cancellation the target is left as it was found. Raises
     AlreadyExists, FailedPrecondition, MountFailed, DeadlineExceeded, Unavailable.
     """
     made = _make_directory(target)
@@ -115,13 +117,17 @@ async def _already_published(volume: NasVolume, target: str, timeouts: Timeouts)
         how = "writable" if volume.read_only else "read-only"
         raise AlreadyExists(f"{target} is a {how} mount of {volume.source} already")
     try:
-        await process.run(("stat", target), timeout_s=timeouts.probe_s)
+        mode = await process.run(("stat", "--format=%a", target), timeout_s=timeouts.probe_s)
     except DeadlineExceeded as error:
         raise Unavailable(f"{volume.source} on {target} does not answer") from error
     except CommandFailed as error:
+        if STALE not in error.output:  # a pod may use it, and what the server says may pass
+            raise Unavailable(f"{volume.source} on {target}: {error.output.strip()}") from error
         _log.warning("stale mount target=%s source=%s: %s", target, volume.source, error)
         await _unmount(target, timeouts)
         return False
+    if volume.mode is not None and not volume.read_only and int(mode, 8) != int(volume.mode, 8):
+        await _set_mode(volume, target, timeouts)
     return True
 
 
@@ -189,10 +195,15 @@ async def _mount(volume: NasVolume, target: str, timeout_s: float) -> None:
 
 
 async def _set_mode(volume: NasVolume, target: str, timeouts: Timeouts) -> None:
-    recursive = ("--recursive",) if volume.mode_recursive else ()
-    command = ("chmod", *recursive, str(volume.mode), target)
+    """Of the root last: it tells a repeat whether all of it was done."""
+    chmod = ("chmod", str(volume.mode))
+    inside = ("find", target, "-mindepth", "1", "!", "-type", "l", "-exec", *chmod, "{}", "+")
+    commands = ([inside] if volume.mode_recursive else []) + [(*chmod, target)]
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeouts.mode_s
     try:
-        await process.run(command, timeout_s=timeouts.mode_s)
+        for command in commands:
+            await process.run(command, timeout_s=deadline - loop.time())
     except CommandFailed as error:
         raise FailedPrecondition(
             f"mode {volume.mode} of {volume.source} cannot be set: {error.output.strip()}",

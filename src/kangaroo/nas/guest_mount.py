@@ -20,10 +20,19 @@ NFS_FSTYPES = frozenset({"nfs", "nfs4"})
 # Mount flags that the agent sets by mount(2)'s flags. `sync` is understood among the data, too.
 _FLAGS = ("ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime")
 # namlen is asked from the server again; fsc needs a daemon of the node; seclabel and contexts are
-# the node's LSM; relatime is the kernel's default.
+# the node's LSM; relatime is the kernel's default; fatal_neterrors (Linux 6.15, always shown) is
+# about containers whose network goes before their mounts, and the guest's kernel may not know it.
 _DROPPED = frozenset(
     {"rw", "namlen", "fsc", "seclabel", "context", "fscontext", "defcontext", "rootcontext"}
-    | {"relatime", "clientaddr", "mountaddr", "mountport", "mountproto", "mountvers"}
+    | {
+        "relatime",
+        "fatal_neterrors",
+        "clientaddr",
+        "mountaddr",
+        "mountport",
+        "mountproto",
+        "mountvers",
+    }
     | {"addr", "vers", "nfsvers", "minorversion"}
 ) | frozenset(_FLAGS)
 

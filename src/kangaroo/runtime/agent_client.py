@@ -267,6 +267,7 @@ class _AgentFailureError(KangarooError):
         self.errno = errno
 
 
+_TEXT_LIMIT = 4096  # of what a guest says is wrong: it goes to the API server
 _CLASSES: dict[int, type[KangarooError]] = {
     Code.NOT_FOUND: NotFound,
     Code.ALREADY_EXISTS: AlreadyExists,
@@ -280,17 +281,16 @@ _CLASSES: dict[int, type[KangarooError]] = {
 def _domain_error(method: Method, error: RpcError) -> KangarooError:
     detail = read_error_detail(error.details) or {}
     hint = detail.get("hint")
-    hint = hint if isinstance(hint, str) else None
+    hint = hint[:_TEXT_LIMIT] if isinstance(hint, str) else None
+    message = error.message[:_TEXT_LIMIT]
     if error.code == Code.INVALID_ARGUMENT:
-        return InvalidRequest(method.value, error.message, hint=hint)
+        return InvalidRequest(method.value, message, hint=hint)
     number = detail.get("errno")
     if method is not Method.MOUNT_NAS or error.code == Code.UNAVAILABLE:
         kind = _CLASSES.get(error.code)
         if kind is not None:
-            return kind(f"{method.value}: {error.message}", hint=hint)
-    return _AgentFailureError(
-        error.message, errno=number if _is_integer(number) else None, hint=hint
-    )
+            return kind(f"{method.value}: {message}", hint=hint)
+    return _AgentFailureError(message, errno=number if _is_integer(number) else None, hint=hint)
 
 
 def _flush(volume: Any) -> VolumeFlush:

@@ -81,14 +81,14 @@ class RuntimeConfig:
 
 
 def load(path: Path = DEFAULT_PATH) -> RuntimeConfig:
-    """Read the file; one that does not exist means all defaults. Raises InvalidRequest naming file
+    """Read the file; none at the default path means all defaults. Raises InvalidRequest naming file
     and key.
     """
     try:
         document = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        return RuntimeConfig()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if isinstance(error, FileNotFoundError) and path == DEFAULT_PATH:
+            return RuntimeConfig()
         raise InvalidRequest(str(path), str(error)) from error
     return parse(document, str(path))
 

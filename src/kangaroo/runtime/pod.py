@@ -50,6 +50,7 @@ _EXITS_TIMEOUT_S = 15.0
 # How long a killed process may take to die. One that waits in the guest's kernel for a dead NAS
 # does not, and neither would the pod.
 _KILL_TIMEOUT_S = 20.0
+_EVENT_PAUSE_S = 1.0
 _ENDING_SIGNALS = {
     signals.SIGKILL,
     signals.SIGTERM,
@@ -494,8 +495,11 @@ class Pod:
         try:
             while True:
                 event = await agent.next_event()
-                if event.get("type") == "oom" and event.get("container_id") in self._containers:
-                    self._publish(task_events.TaskOOM(container_id=event["container_id"]))
+                killed = event.get("container_id") if event.get("type") == "oom" else None
+                if isinstance(killed, str) and killed in self._containers:
+                    self._publish(task_events.TaskOOM(container_id=killed))
+                # containerd writes each down: a hostile guest is not to have it write all the time.
+                await asyncio.sleep(_EVENT_PAUSE_S)
         except KangarooError as error:
             _LOG.debug("no more events from the guest error=%s", error)
 

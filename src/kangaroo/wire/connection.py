@@ -11,10 +11,18 @@ from typing import NamedTuple
 
 from kangaroo.wire.envelope import Request, Response, Status
 from kangaroo.wire.errors import LocalProtocolError, RemoteProtocolError
-from kangaroo.wire.frame import MAX_STREAM_ID, Frame, FrameDecoder, FrameType, encode_frame
+from kangaroo.wire.frame import (
+    MAX_PAYLOAD_BYTES,
+    MAX_STREAM_ID,
+    Frame,
+    FrameDecoder,
+    FrameType,
+    encode_frame,
+)
 from kangaroo.wire.status import Code
 
 MAX_OPEN_STREAMS = 1024
+_CUT_MESSAGE = 4096  # characters
 
 
 class RequestReceived(NamedTuple):
@@ -70,9 +78,13 @@ class ServerConnection:
         return self._finish(stream_id, Response(payload))
 
     def fail(self, stream_id: int, status: Status) -> bytes:
-        """Return the bytes of a failure. Raises `LocalProtocolError` as `respond` does."""
+        """Return the bytes of a failure; one that no frame holds loses its details and the end of
+        its message. Raises `LocalProtocolError` when the stream is not open.
+        """
         if status.code == Code.OK:
             raise LocalProtocolError("a failure needs a code that is not OK")
+        if len(Response(status=status).encode()) > MAX_PAYLOAD_BYTES:
+            status = Status(status.code, status.message[:_CUT_MESSAGE])
         return self._finish(stream_id, Response(status=status))
 
     def _request(self, frame: Frame) -> RequestReceived:
