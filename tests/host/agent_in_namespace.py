@@ -50,8 +50,12 @@ class AgentError(Exception):
 class Agent:
     """The host's end. Calls are answered in any order; `call` waits for its own answer."""
 
-    def __init__(self, listener: socket.socket, control: socket.socket, root: Path) -> None:
+    def __init__(
+        self, listener: socket.socket, control: socket.socket, root: Path, pid: int
+    ) -> None:
         self.root = root
+        self.pid = pid
+        """That of the machine."""
         self._listener = listener
         self._control = control
         self._connection = ClientConnection()
@@ -162,7 +166,8 @@ def running(root: Path, log: Path) -> Iterator[Agent]:
         try:
             control, _ = listener.accept()
             control.settimeout(60)
-            agent = Agent(listener, control, root)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            agent = Agent(listener, control, root, int(children))
             yield agent
             agent.close()
             process.wait(60)

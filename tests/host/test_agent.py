@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from tests.host.agent_in_namespace import Agent, AgentError, Streams, container_root, running, spec
 
+from kangaroo.agent.service import CONTAINERS_DIRECTORY
 from kangaroo.wire.agent_protocol import PROTOCOL_VERSION, Method
 from kangaroo.wire.status import Code
 from kangaroo_lab import artefacts
@@ -153,6 +156,29 @@ def test_exec_and_exit_codes(agent: Agent) -> None:
         execute(agent, "e2", Streams(), "nope")
     agent.call(Method.SIGNAL_PROCESS, container_id="c", exec_id="", signal=9, all=False)
     assert wait(agent) == 137
+
+
+def test_execs_leave_no_files(agent: Agent) -> None:
+    """Probes are execs: thousands a day, in a guest's memory."""
+    create(agent, "sleep", "1000")
+    start(agent)
+    bundle = Path(f"/proc/{agent.pid}/root{CONTAINERS_DIRECTORY}/c")
+    before = sorted(path.name for path in bundle.iterdir())
+    assert "config.json" in before
+    execute(agent, "good", Streams(), "true")
+    assert wait(agent, "good") == 0
+    agent.call(Method.DELETE_PROCESS, container_id="c", exec_id="good")
+    with pytest.raises(AgentError, match="nope"):
+        execute(agent, "bad", Streams(), "nope")
+    assert sorted(path.name for path in bundle.iterdir()) == before
+
+
+def test_a_signal_that_an_interpreter_handles_does_not_end_pid_1(agent: Agent) -> None:
+    """Who shares the guest's process namespace may send it."""
+    os.kill(agent.pid, signal.SIGINT)
+    assert hello(agent)["protocol"] == PROTOCOL_VERSION
+    os.kill(agent.pid, signal.SIGINT)
+    assert hello(agent)["protocol"] == PROTOCOL_VERSION
 
 
 def test_exec_with_a_terminal(agent: Agent) -> None:

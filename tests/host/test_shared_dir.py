@@ -13,7 +13,7 @@ import pytest
 
 from kangaroo.errors import InvalidRequest, MountFailed, Unsupported
 from kangaroo.linux import mount, mountinfo
-from kangaroo.runtime import shared_dir
+from kangaroo.runtime import shared_dir, virtiofsd
 from kangaroo.runtime.shared_dir import RootfsMount, SharedDirectory
 
 pytestmark = [
@@ -114,6 +114,45 @@ def test_a_read_only_volume_is_so_for_virtiofsd(
     (source / "new").touch()
     assert (bind(shared, 1, source) / "new").exists()
     (shared.root / "c1" / "mounts" / "1" / "newer").touch()
+
+
+def test_a_guest_can_change_no_part_of_the_tree_itself(
+    shared: SharedDirectory, tmp_path: Path
+) -> None:
+    """Else it could plant links there, which the runtime would follow on the node. What is mounted
+    in it later is as writable as it is on the node."""
+    server = tmp_path / "server"
+    server.write_text(
+        "#!/bin/sh\n"
+        'for each in "$@"; do case $each in --shared-dir=*) cd "${each#*=}";; esac; done\n'
+        "echo started; read go\n"
+        "for place in . c1 c1/mounts; do ln -s /etc $place/link; touch $place/file; done\n"
+        "touch c1/mounts/0/written\n"
+    )
+    server.chmod(0o755)
+    (shared.root / "c1").mkdir()
+    guest = subprocess.Popen(
+        virtiofsd.arguments(server, shared.root, 3),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert guest.stdout is not None
+    assert guest.stdout.readline() == "started\n"
+    source = volume(tmp_path)
+    bind(shared, 0, source)
+    _, refused = guest.communicate("go\n", timeout=20)
+    assert refused.count("Read-only file system") == 6, refused
+    assert (source / "written").exists()
+    (shared.root / "of-the-runtime").mkdir()
+    (shared.root / "of-the-runtime").rmdir()
+
+
+def test_what_cannot_be_removed_stays_and_is_no_error(shared: SharedDirectory) -> None:
+    (shared.root / "file").write_text("not empty")
+    shared.destroy()
+    (shared.root / "file").unlink()
 
 
 def test_an_overlay_root(shared: SharedDirectory, tmp_path: Path) -> None:

@@ -109,6 +109,16 @@ def test_oversize_answer_leaves_the_stream_open_to_fail() -> None:
     assert server.fail(1, Status(Code.RESOURCE_EXHAUSTED))
 
 
+def test_an_oversize_failure_is_cut() -> None:
+    server, client = ServerConnection(), ClientConnection()
+    stream_id, request = client.request("s", "m", b"")
+    server.receive(request)
+    status = Status(Code.INTERNAL, "x" * MAX_PAYLOAD_BYTES, (StatusDetail("t", b"v"),))
+    (answer,) = client.receive(server.fail(stream_id, status))
+    assert answer.status.code == Code.INTERNAL
+    assert 1000 < len(answer.status.message) < 10_000
+
+
 def test_a_failure_must_have_a_code() -> None:
     server = ServerConnection()
     server.receive(_request_frame(1))

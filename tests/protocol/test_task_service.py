@@ -338,6 +338,22 @@ def test_a_process_that_outlives_sigkill_is_given_up(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
+def test_sigkill_of_a_guest_that_does_not_answer_gives_the_process_up(tmp_path: Path) -> None:
+    """containerd says so of the containers first, and of the sandbox only when they have ended."""
+
+    async def scenario(c: Containerd) -> None:
+        await c.run(POD, "sandbox")
+        await c.run("app", stdout=_fifo_with_reader(c, "out"))
+        c.shim.sandbox.guest.failures["SignalProcess"] = Status(Code.DEADLINE_EXCEEDED, "late")
+        with pytest.raises(RpcError, match="late"):
+            await c.kill("app", 9)
+        assert await c.wait("app") == 137
+        await c.kill(POD, 9)
+        assert await c.wait(POD) == 137
+
+    play(tmp_path, scenario)
+
+
 def test_a_failed_create_leaves_the_id_free_and_says_why(tmp_path: Path) -> None:
     async def scenario(c: Containerd) -> None:
         await c.run(POD, "sandbox")

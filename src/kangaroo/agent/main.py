@@ -28,10 +28,6 @@ def main() -> None:
     # What is imported stays; the collector need not look at it again.
     gc.freeze()
     gc.enable()
-    # The kernel keeps signals without a handler from PID 1; of SIGINT Python has one, which would
-    # end it. A container in the guest's own process namespace may send it. Ignored it would be by
-    # every container's process, too.
-    signal.signal(signal.SIGINT, lambda *_: None)
     try:
         boot.mount_pseudo_file_systems()
         parameters = boot.command_line()
@@ -53,6 +49,10 @@ def serve(dial: Dial) -> None:
     """Serve one control connection until it closes or PowerOff is called; returns when all is
     unmounted.
     """
+    # The kernel keeps signals without a handler from PID 1; for SIGINT Python has one, which would
+    # end it. A container in the guest's own process namespace may send it. Ignored it would be by
+    # every container's process, too.
+    signal.signal(signal.SIGINT, lambda *_: None)
     loop = Loop()
     powering_off = False
 

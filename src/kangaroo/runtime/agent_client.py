@@ -209,14 +209,15 @@ class AgentClient:
 
     async def list_pids(self, *, container_id: str) -> list[int]:
         """The guest's pids of a container's processes."""
-        pids = (await self._call(Method.LIST_PIDS, container_id=container_id)).get("pids")
+        answer = await self._call(Method.LIST_PIDS, wait_s=_PIDS_S, container_id=container_id)
+        pids = answer.get("pids")
         if not isinstance(pids, list) or not all(_is_integer(pid) for pid in pids):
             raise _malformed("pids", pids)
         return pids
 
     async def container_stats(self, *, container_id: str) -> Message:
         """The container's cgroup figures: `cpu`, `memory`, `pids`."""
-        return await self._call(Method.CONTAINER_STATS, container_id=container_id)
+        return await self._call(Method.CONTAINER_STATS, wait_s=_STATS_S, container_id=container_id)
 
     async def volume_stats(self, *, volume_id: str, timeout_s: float) -> Message:
         """A NAS volume's statfs and mountstats."""
@@ -242,7 +243,7 @@ class AgentClient:
 
     async def power_off(self) -> None:
         """Power the guest off; its connection goes at once or soon."""
-        await self._call(Method.POWER_OFF)
+        await self._call(Method.POWER_OFF, wait_s=_POWER_OFF_S)
 
     async def _call(self, method: Method, *, wait_s: float | None = -1, **message: Any) -> Message:
         timeout_s = self._timeout_s if wait_s == -1 else wait_s
@@ -267,6 +268,10 @@ class _AgentFailureError(KangarooError):
         self.errno = errno
 
 
+# containerd asks for these of one container after the other, for the pids before it serves anybody:
+# a guest that does not answer must not hold up the others.
+_PIDS_S, _STATS_S = 2.0, 5.0
+_POWER_OFF_S = 5.0
 _TEXT_LIMIT = 4096  # of what a guest says is wrong: it goes to the API server
 _CLASSES: dict[int, type[KangarooError]] = {
     Code.NOT_FOUND: NotFound,

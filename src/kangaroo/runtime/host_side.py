@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,19 +179,25 @@ class HostSide:
             self._forwarding.cancel()
             await asyncio.wait({self._forwarding})
         if self.machine is not None:
-            await self.machine.kill()
+            with _carrying_on("QEMU"):
+                await self.machine.kill()
         if self.console is not None:
-            self.console.close()
+            with _carrying_on("console"):
+                self.console.close()
         if self.hub is not None:
-            await self.hub.aclose()
+            with _carrying_on("vsock"):
+                await self.hub.aclose()
         if self._virtiofsd is not None:
-            await self._virtiofsd.finish(grace_s=_VIRTIOFSD_GRACE_S)
+            with _carrying_on("virtiofsd"):
+                await self._virtiofsd.finish(grace_s=_VIRTIOFSD_GRACE_S)
         if self.network is not None:
-            self.network.close()
+            with _carrying_on("network"):
+                self.network.close()
         if self._cgroup is not None:
             await asyncio.to_thread(self._remove_cgroup, self._cgroup)
         self._released = True
-        await asyncio.to_thread(self.shared.destroy)
+        with _carrying_on("shared directory"):
+            await asyncio.to_thread(self.shared.destroy)
         await asyncio.to_thread(remove_directory, self.paths.state_dir)
 
     async def wait_virtiofsd(self) -> int:
@@ -323,6 +329,15 @@ class HostSide:
             netns=Path(netns) if netns is not None else None,
             credentials=self.config.credentials(),
         )
+
+
+@contextlib.contextmanager
+def _carrying_on(what: str) -> Iterator[None]:
+    """What cannot be released is said, and the rest is released all the same."""
+    try:
+        yield
+    except (KangarooError, OSError) as error:
+        _LOG.error("not released what=%s error=%s", what, error)
 
 
 async def _warning_only(serving: Coroutine[None, None, None]) -> None:

@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 
 from kangaroo.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidRequest,
     KangarooError,
@@ -215,9 +216,16 @@ class Pod:
             return
         if exec_id:
             process.require(ProcessState.RUNNING, verb="signal")
-        await self._agent().signal_process(
-            container_id=container_id, exec_id=exec_id, signal=signal, all=everything
-        )
+        try:
+            await self._agent().signal_process(
+                container_id=container_id, exec_id=exec_id, signal=signal, all=everything
+            )
+        except DeadlineExceeded:
+            # Of a guest that does not answer, too: containerd kills a pod's containers before it
+            # ends the sandbox, and would do so for ever.
+            if signal == signals.SIGKILL:
+                process.killed.set()
+            raise
         if signal == signals.SIGKILL:
             process.killed.set()
 

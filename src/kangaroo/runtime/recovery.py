@@ -43,8 +43,8 @@ def cleanup(
             "no usable state, only mounts are cleaned up path=%s error=%s", state_dir, error
         )
     else:
+        _finish_placeholders(state)  # at once: the pod's next sandbox does not wait for this guest
         flushed = _end_processes(state, flush_s)
-        _finish_placeholders(state)
     SharedDirectory(SandboxPaths(state_dir).shared).destroy()
     remove_directory(state_dir)
     if state is not None and not flushed and events_kubeconfig is not None:

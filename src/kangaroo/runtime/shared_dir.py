@@ -128,8 +128,12 @@ class SharedDirectory:
             for directory in sorted(self.root.iterdir()):
                 self.remove(directory.name)
         _detach_below(self.root)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             self.root.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # what is left goes with the state directory
+            _LOG.warning("cannot remove path=%s error=%s", self.root, error)
 
 
 def _parse_options(options: Sequence[str]) -> tuple[MountFlag, str]:

@@ -42,11 +42,18 @@ async def start(
 def arguments(binary: Path, shared: Path, listener_fd: int) -> tuple[str, ...]:
     """The command line. Pure.
 
+    The tree itself is read-only for it, in a mount namespace of its own: who is root in a guest can
+    mount all of it, and a link that he made there the runtime would follow on the node. What is
+    mounted in the tree is as its own mounts say.
+
     Submounts are announced because rootfs and volumes are different file systems below one export:
     without it two files could share an inode number and device in the guest. `cache=auto`
     revalidates after a second, which is how a changed Secret or ConfigMap is seen.
     """
     return (
+        *("unshare", "--mount", "--propagation", "slave", "--"),
+        *("/bin/sh", "-ec", 'mount -o remount,bind,ro "$1"; shift; exec "$@"', "read-only"),
+        str(shared),
         str(binary),
         f"--fd={listener_fd}",
         f"--shared-dir={shared}",

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 import socket
 from collections.abc import Awaitable
 from pathlib import Path
@@ -17,6 +18,7 @@ from kangaroo.vmm.confinement import Confinement
 
 _LOG = logging.getLogger(__name__)
 _TAIL_BYTES = 2048
+_KILL_S = 10.0  # how long one that was killed may take to die
 
 Result = TypeVar("Result")
 
@@ -129,14 +131,21 @@ class Child:
         return self._process.returncode
 
     async def finish(self, *, grace_s: float) -> int:
-        """Wait for a child that is about to end by itself; SIGKILL it after `grace_s`."""
+        """Wait for a child that is about to end by itself; SIGKILL it after `grace_s`.
+
+        One that does not die either (its files are on a server that is gone) is left behind.
+        """
         try:
             return await asyncio.wait_for(self._process.wait(), grace_s)
         except TimeoutError:
             _LOG.warning("child does not end, killing it name=%s pid=%d", self.name, self.pid)
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            return await self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        try:
+            return await asyncio.wait_for(self._process.wait(), _KILL_S)
+        except TimeoutError:
+            _LOG.error("child does not die, left behind name=%s pid=%d", self.name, self.pid)
+            return -signal.SIGKILL
 
 
 def private_listener(path: Path) -> socket.socket:

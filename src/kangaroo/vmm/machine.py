@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from qemu.qmp import QMPClient
 
 _LOG = logging.getLogger(__name__)
+_QMP_S = 10.0  # for one command: QEMU answers when its main loop turns
 
 KVM_PATH = Path("/dev/kvm")
 
@@ -127,7 +129,10 @@ class Machine:
         from qemu.qmp import QMPError  # noqa: PLC0415 - see _connect_qmp
 
         try:
-            return await self._qmp.execute(command)
+            async with asyncio.timeout(_QMP_S):
+                return await self._qmp.execute(command)
+        except TimeoutError as error:
+            raise Unavailable(f"QMP {command}: QEMU did not answer within {_QMP_S:g} s") from error
         except QMPError as error:
             raise Unavailable(f"QMP {command} failed: {error}") from error
 
