@@ -16,6 +16,8 @@ import pytest
 from tests.node import inside, pods, probing, waiting
 from tests.node.pods import PASSTHROUGH, container, pod
 
+from kangaroo.wire.agent_protocol import VIRTIOFS_TAG
+
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
@@ -316,6 +318,20 @@ def test_what_an_administrator_may_do(space: pods.Space) -> None:
     assert [trick for trick in nas if here["guest"][trick] != here["node"][trick]] == []
     assert [trick for trick in shared if here["guest"][trick] == "ok"] == []
     assert [trick for trick in shared if here["node"][trick] == "ok"], "no trick works anywhere"
+
+
+def test_an_administrator_of_the_guest_cannot_change_the_tree_that_the_node_shares(
+    space: pods.Space,
+) -> None:
+    """He can mount all of it; the runtime works in it, as root of the node."""
+    mount = f"mkdir /tmp/tree && mount -t virtiofs {VIRTIOFS_TAG} /tmp/tree && ls /tmp/tree"
+    found = space.say("guest", mount, container="admin").split()
+    assert len(found) == 3  # containers
+    for place in (".", *found, *(f"{each}/mounts" for each in found)):
+        plant = f"ln -s /etc /tmp/tree/{place}/planted"
+        refused = space.run("guest", plant, container="admin", check=False)
+        assert READ_ONLY in refused.stderr, (place, refused)
+    space.run("guest", "umount /tmp/tree && rmdir /tmp/tree", container="admin")
 
 
 @pytest.mark.parametrize("who", ["user", "root"])
