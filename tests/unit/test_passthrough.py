@@ -271,6 +271,23 @@ def test_a_fallback_is_for_the_life_of_the_sandbox() -> None:
     assert set(world.place(VOLUME, SUBPATH)) == {0, 1}
 
 
+def test_no_bare_path_is_left_by_an_unmount_that_was_cut_off() -> None:
+    """As when the server is slow: the mount is gone from the table, and umount waits still."""
+    world = World(NFS)
+    real = world.node.unmount
+
+    async def cut_off(path: str) -> None:
+        await real(path)
+        raise asyncio.CancelledError
+
+    world.node.unmount = cut_off  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        world.place(VOLUME)
+    assert world.done[-1] == "save ['0:90']"
+    world.node.unmount = real  # type: ignore[method-assign]
+    assert world.place(VOLUME)[0].subpath == ""
+
+
 def test_a_failed_unmount_can_be_repeated() -> None:
     world = World(NFS)
     real = world.node.unmount

@@ -10,6 +10,7 @@ mount.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import logging
@@ -17,7 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kangaroo.errors import MountFailed, Unsupported
+from kangaroo.errors import KangarooError, MountFailed, Unsupported
+from kangaroo.linux import mountinfo
 from kangaroo.linux.mountinfo import MountEntry
 from kangaroo.nas.guest_mount import GuestMount, from_mount
 from kangaroo.nas.passthrough import PassthroughPolicy
@@ -199,12 +201,23 @@ class Passthrough:
         unfinished = PlaceholderState(path=path, device="", volume_id=record.volume_id)
         self._save(self._state().with_volume(record).with_placeholder(unfinished))
         mount_points = mounts.mount_points(volume)
-        for mount_point in mount_points:
-            await self._node.unmount(mount_point)
-        self._save(self._state().with_placeholder(self._node.put_placeholder(path, record)))
+        try:
+            for mount_point in mount_points:
+                await self._node.unmount(mount_point)
+        except BaseException:
+            # umount(2) takes a mount from the table before it waits for the server. A bare path
+            # would be the node's disk to the pod's next sandbox.
+            if mountinfo.at(path, self._node.table()) is None:
+                with contextlib.suppress(KangarooError, OSError):
+                    self._put_placeholder(path, record)
+            raise
+        self._put_placeholder(path, record)
         for mount_point in {*mount_points} - {path}:
             self._node.remove_mount_point(mount_point)
         _LOG.info("NAS volume taken from the node volume=%s path=%s", record.volume_id, path)
+
+    def _put_placeholder(self, path: str, record: VolumeState) -> None:
+        self._save(self._state().with_placeholder(self._node.put_placeholder(path, record)))
 
     async def _from_placeholder(self, placeholder: MountEntry) -> str:
         path = placeholder.mount_point
