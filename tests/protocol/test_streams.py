@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from kangaroo.errors import Unavailable
+from kangaroo.errors import DeadlineExceeded, Unavailable
+from kangaroo.runtime import stdio
 from kangaroo.runtime.streams import StreamHub, StreamSet
+from kangaroo.wire import aio
 
 pytestmark = pytest.mark.protocol
 
@@ -168,3 +172,57 @@ def test_a_terminal_has_no_stderr(tmp_path: Path) -> None:
         assert guest.hub.issue(terminal=False, stdin=False, stdout=True, stderr=False).stdin is None
 
     run(body, tmp_path)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_fifo_that_nobody_reads_keeps_no_thread(
+    tmp_path: Path, gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither past the deadline nor when it is given up: the shim could not end."""
+    monkeypatch.setattr(stdio, "_OPEN_TIMEOUT_S", 0.2)
+    paths = [tmp_path / name for name in ("late", "cancelled")]
+
+    async def scenario() -> None:
+        opening = []
+        for path in paths:
+            os.mkfifo(path)
+            opening.append(asyncio.ensure_future(stdio._open_writer(str(path))))
+        await asyncio.sleep(0.1)  # both threads are in open(2)
+        if gone:
+            for path in paths:
+                path.unlink()
+        opening[1].cancel()
+        with pytest.raises(DeadlineExceeded):
+            await opening[0]
+        with pytest.raises(asyncio.CancelledError):
+            await opening[1]
+
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(scenario())  # joins its threads
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_server_without_descriptors_accepts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aio, "_ACCEPT_AGAIN_S", 0.01)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        real, refused = loop.sock_accept, [OSError(errno.EMFILE, "too many")] * 2
+
+        async def full(listener: socket.socket) -> Any:
+            if refused:
+                raise refused.pop()
+            return await real(listener)
+
+        monkeypatch.setattr(loop, "sock_accept", full)
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as peer:
+            listener.bind(str(tmp_path / "s"))
+            listener.listen()
+            listener.setblocking(False)
+            peer.connect(str(tmp_path / "s"))
+            (await aio.accept(listener))[0].close()
+        assert refused == []
+
+    asyncio.run(scenario())

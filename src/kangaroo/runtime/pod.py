@@ -528,8 +528,13 @@ class Pod:
         else:
             with suppress(KangarooError):
                 await self._kill_in_guest(container)
-        async with asyncio.timeout(_EXITS_TIMEOUT_S):
-            await container.init.wait()
+        try:
+            async with asyncio.timeout(_EXITS_TIMEOUT_S):
+                await container.init.wait()
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"{container.init.name} did not end within {_EXITS_TIMEOUT_S:g} s of being killed"
+            ) from error
 
     async def _undo(self, container: Container) -> None:
         """Take away a container that nobody heard of."""
@@ -537,9 +542,10 @@ class Pod:
             await self.ended()
             return
         init = container.init
-        with suppress(KangarooError):
+        with suppress(KangarooError, TimeoutError):
             await self._kill_in_guest(container)
-            await self._agent().wait_process(container_id=container.container_id, exec_id="")
+            async with asyncio.timeout(_EXITS_TIMEOUT_S):
+                await self._agent().wait_process(container_id=container.container_id, exec_id="")
         await self._delete_in_guest(init)
         if init.io is not None:
             await init.io.abort()

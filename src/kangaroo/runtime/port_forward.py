@@ -20,6 +20,7 @@ from kangaroo.linux.netns import run_in
 from kangaroo.linux.process import run
 from kangaroo.runtime.agent_client import AgentClient
 from kangaroo.runtime.streams import StreamHub
+from kangaroo.wire.aio import accept
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,7 +47,6 @@ async def serve(netns: str, connect: Connect, *, ready: asyncio.Event | None = N
     The rules go with the namespace. Raises CommandFailed, DeadlineExceeded, OSError when it cannot
     begin.
     """
-    loop = asyncio.get_running_loop()
     with await asyncio.to_thread(run_in, netns, _listen) as listener:
         rules = _RULES.format(port=listener.getsockname()[1])
         nft = ("nsenter", f"--net={netns}", "nft", "-f", "-")
@@ -57,7 +57,7 @@ async def serve(netns: str, connect: Connect, *, ready: asyncio.Event | None = N
         async with asyncio.TaskGroup() as connections:
             while True:
                 await room.acquire()
-                client, _ = await loop.sock_accept(listener)
+                client, _ = await accept(listener)
                 task = connections.create_task(_forward(client, connect))
                 task.add_done_callback(lambda _: room.release())
 

@@ -159,15 +159,24 @@ async def _open_writer(path: str) -> int:
     except OSError as error:
         if error.errno != errno.ENXIO:  # ENXIO: no reader yet
             raise
-    opening = asyncio.ensure_future(asyncio.to_thread(os.open, path, os.O_WRONLY | os.O_CLOEXEC))
-    done, _ = await asyncio.wait([opening], timeout=_OPEN_TIMEOUT_S)
-    if not done:
-        # A reader of our own releases the thread that open(2) blocks.
-        release = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.close(await opening)
+    pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    same = f"/proc/self/fd/{pinned}"  # also when somebody removes it meanwhile
+    opening = asyncio.ensure_future(asyncio.to_thread(os.open, same, os.O_WRONLY | os.O_CLOEXEC))
+    try:
+        done, _ = await asyncio.wait([opening], timeout=_OPEN_TIMEOUT_S)
+        if not done:
+            raise DeadlineExceeded(f"{path}: nobody opened it for reading in {_OPEN_TIMEOUT_S} s")
+        descriptor = opening.result()
+    except BaseException:
+        # A reader of our own releases the thread that open(2) blocks: the shim could not end.
+        release = os.open(same, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        await asyncio.wait([opening])
+        if opening.exception() is None:
+            os.close(opening.result())
         os.close(release)
-        raise DeadlineExceeded(f"{path}: nobody opened it for reading in {_OPEN_TIMEOUT_S} s")
-    descriptor = opening.result()
+        raise
+    finally:
+        os.close(pinned)
     os.set_blocking(descriptor, False)
     return descriptor
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from kangaroo.errors import Unavailable
 from kangaroo.wire.agent_protocol import TOKEN_HEX_DIGITS
+from kangaroo.wire.aio import accept
 
 _LOG = logging.getLogger(__name__)
 
@@ -135,9 +136,8 @@ class StreamHub:
         return stream
 
     async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            sock, peer = await loop.sock_accept(self._listener)
+            sock, peer = await accept(self._listener)
             if not self._is_guest(peer):
                 _LOG.warning("refused a connection that is not this guest's peer=%s", peer)
                 sock.close()

@@ -8,11 +8,13 @@ that must not be cut short shields its work.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from os import PathLike, fspath
+from typing import Any
 
 from kangaroo.wire.connection import ClientConnection, RequestReceived, ServerConnection
 from kangaroo.wire.envelope import Status, StatusDetail
@@ -26,6 +28,8 @@ Services = Mapping[str, Mapping[str, Handler]]
 
 _READ_BYTES = 64 * 1024
 _NS_PER_S = 1_000_000_000
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_ACCEPT_AGAIN_S = 1.0
 
 
 class RpcError(Exception):
@@ -167,11 +171,10 @@ class Server:
         listener.
         """
         listener.setblocking(False)
-        loop = asyncio.get_running_loop()
         with listener:
             async with asyncio.TaskGroup() as connections:
                 while True:
-                    sock, _ = await loop.sock_accept(listener)
+                    sock, _ = await accept(listener)
                     connections.create_task(self.serve_connection(sock), name="ttrpc-connection")
 
     async def serve_connection(self, sock: socket.socket) -> None:
@@ -243,6 +246,21 @@ class Server:
 
 class _PeerClosedError(Exception):
     """Ends a connection's task group, so that its handlers are cancelled."""
+
+
+async def accept(listener: socket.socket) -> tuple[socket.socket, Any]:
+    """The next connection, and its peer's address. Where there is no room for one now it is tried
+    again, as asyncio's own servers do.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return await loop.sock_accept(listener)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            logger.warning("no connection accepted error=%s", error)
+        await asyncio.sleep(_ACCEPT_AGAIN_S)
 
 
 async def open_socket(sock: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
