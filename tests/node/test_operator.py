@@ -127,4 +127,7 @@ def test_sandboxes_are_listed_with_their_processes(space: pods.Space) -> None:
     assert only["problem"] is None
     for pid in (only[part]["pid"] for part in ("shim", "qemu", "virtiofsd")):
         space.node.exec(["test", "-d", f"/proc/{pid}"])
+    # The pod asks for nothing: when the node's memory ends, it goes first, as with runc.
+    for pid in (only["qemu"]["pid"], only["virtiofsd"]["pid"]):
+        assert space.node.exec(["cat", f"/proc/{pid}/oom_score_adj"]).stdout == "1000\n"
     assert only["memory_bytes"] > 16 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,23 @@ def test_a_container_is_on_record_while_it_is_there(host: HostSide) -> None:
     host.forget_container("one")
     host.forget_container("one")
     assert state.load(host.paths.state_dir).containers == ()
+
+
+def test_the_most_precious_container_decides_who_is_ended_first(
+    host: HostSide, tmp_path: Path
+) -> None:
+    """When the node has no memory left."""
+    with subprocess.Popen(["sleep", "60"]) as part:
+        host._cgroup = tmp_path / "group"
+        host._cgroup.mkdir()
+        (host._cgroup / "cgroup.procs").write_text(f"{part.pid}\n")
+        seen = []
+        for score in (900, 1000, 800):
+            host.set_oom_score(score)
+            seen.append(int(Path(f"/proc/{part.pid}/oom_score_adj").read_text()))
+        part.kill()
+    assert seen == [900, 900, 800]
+    host.set_oom_score(700)  # they have ended
 
 
 def test_a_container_may_be_deleted_when_its_sandbox_has_gone(host: HostSide) -> None:

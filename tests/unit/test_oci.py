@@ -215,3 +215,19 @@ def test_an_ordinary_container_is_admitted() -> None:
     admission.check_sandbox(SPEC)
     admission.check_container(SPEC)
     assert admission.network_namespace(SPEC) == "/proc/1/ns/net"
+
+
+@pytest.mark.parametrize(
+    ("process", "score"),
+    [
+        ({"oomScoreAdj": -997}, -997),
+        ({"oomScoreAdj": 0}, 0),
+        ({}, None),
+        ({"oomScoreAdj": 1001}, None),
+    ],
+)
+def test_the_oom_score_is_the_one_that_kubelet_made(
+    process: dict[str, int], score: int | None
+) -> None:
+    assert oci.oom_score({"process": process}) == score
+    assert oci.oom_score({}) is None

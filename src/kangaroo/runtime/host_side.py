@@ -48,6 +48,7 @@ _LOG = logging.getLogger(__name__)
 
 _VHOST_NET_PATH = "/dev/vhost-net"
 _CGROUP_TIMEOUT_S = 5.0
+_OOM_SCORE_MOST = 1000
 _SCOPE_TIMEOUT_S = 30.0
 _VIRTIOFSD_GRACE_S = 5.0
 
@@ -111,6 +112,7 @@ class HostSide:
         self._virtiofsd: Child | None = None
         self._forwarding: asyncio.Task[None] | None = None
         self._cgroup: Path | None = None
+        self._oom_score = _OOM_SCORE_MOST
         self._released = False
 
     def save(self, state: SandboxState) -> None:
@@ -161,6 +163,19 @@ class HostSide:
             await asyncio.wait({network})
             if (error := network.exception()) is not None:
                 _LOG.debug("network not connected error=%s", error)
+
+    def set_oom_score(self, score: int) -> None:
+        """When the node runs out of memory, the kernel ends QEMU and virtiofsd as kubelet wants a
+        container ended (oom_score_adj, proc_pid_oom_score_adj(5)): the most precious of those
+        that were said. Until the first they have containerd's own, as a pause container has.
+        """
+        self._oom_score = min(score, self._oom_score)
+        assert self._cgroup is not None
+        try:
+            for pid in (self._cgroup / "cgroup.procs").read_text().split():
+                Path(f"/proc/{pid}/oom_score_adj").write_text(str(self._oom_score))
+        except OSError as error:
+            _LOG.warning("oom_score_adj not set error=%s", error)
 
     def forward_ports(self, connect: port_forward.Connect) -> None:
         """Serve `kubectl port-forward` from now on. In the background: the pod does not wait for

@@ -140,6 +140,12 @@ def volumes(spec: Spec, placements: Mapping[int, Placement]) -> list[dict[str, s
     ]
 
 
+def oom_score(spec: Spec) -> int | None:
+    """`process.oomScoreAdj`, which kubelet makes of a pod's quality of service and requests."""
+    score = (spec.get("process") or {}).get("oomScoreAdj")
+    return score if isinstance(score, int) and -1000 <= score <= 1000 else None
+
+
 def kernel_parameters(spec: Spec) -> tuple[str, ...]:
     """The pod's sysctls as kernel parameters `sysctl.<name>=<value>`, which the kernel sets before
     its first process.

@@ -123,6 +123,8 @@ class Sandbox:
         """
         admission.check_container(spec)
         self._host.add_container(container_id)
+        if (score := oci.oom_score(spec)) is not None:
+            self._host.set_oom_score(score)
         try:
             shared = self._host.shared
             await asyncio.to_thread(
