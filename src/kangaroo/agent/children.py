@@ -14,6 +14,7 @@ from kangaroo.agent.loop import READ, Future, Loop
 from kangaroo.errors import CommandFailed, DeadlineExceeded
 
 _OUTPUT_LIMIT_BYTES = 1 << 20
+_BEYOND_DESCRIPTORS = 1 << 20
 _ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     # crun copies itself to memory and starts anew, so that no container can write to its file,
@@ -169,6 +170,9 @@ def _child_main(function: Callable[[], Any], output: int) -> None:
     """The forked child: never returns, never unwinds into the parent's frames."""
     try:
         signal.set_wakeup_fd(-1)
+        # One that waits for a dead server for ever holds no stream of a container open.
+        os.closerange(3, output)
+        os.closerange(output + 1, _BEYOND_DESCRIPTORS)
         os.setsid()
         try:
             outcome: dict[str, Any] = {"value": function()}
