@@ -116,6 +116,11 @@ def test_mode(clean: Driver, directory: Path) -> None:
         assert answer.code == "OK", answer.message
         assert directory.stat().st_mode & 0o7777 == 0o2770
         assert (directory / "deep").stat().st_mode & 0o7777 == deep
+        # As a driver leaves it that is killed between the mount and the end of chmod.
+        clean.node.exec(["chmod", "755", clean.target("mode")])
+        repeat = clean.publish("mode", path=f"/csi/{directory.name}", mode="2770", modeType=kind)
+        assert repeat.code == "OK", repeat.message
+        assert directory.stat().st_mode & 0o7777 == 0o2770
         clean.unpublish("mode")
 
 
