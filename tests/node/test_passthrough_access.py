@@ -16,7 +16,7 @@ import pytest
 from tests.node import inside, pods, probing, waiting
 from tests.node.pods import PASSTHROUGH, container, pod
 
-from kangaroo.wire.agent_protocol import VIRTIOFS_TAG
+from kangaroo.wire.agent_protocol import SHARED_DIRECTORY
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
@@ -320,18 +320,23 @@ def test_what_an_administrator_may_do(space: pods.Space) -> None:
     assert [trick for trick in shared if here["node"][trick] == "ok"], "no trick works anywhere"
 
 
-def test_an_administrator_of_the_guest_cannot_change_the_tree_that_the_node_shares(
+def test_who_is_root_in_the_guest_cannot_change_the_tree_that_the_node_shares(
     space: pods.Space,
 ) -> None:
-    """He can mount all of it; the runtime works in it, as root of the node."""
-    mount = f"mkdir /tmp/tree && mount -t virtiofs {VIRTIOFS_TAG} /tmp/tree && ls /tmp/tree"
-    found = space.say("guest", mount, container="admin").split()
-    assert len(found) == 3  # containers
-    for place in (".", *found, *(f"{each}/mounts" for each in found)):
-        plant = f"ln -s /etc /tmp/tree/{place}/planted"
-        refused = space.run("guest", plant, container="admin", check=False)
-        assert READ_ONLY in refused.stderr, (place, refused)
-    space.run("guest", "umount /tmp/tree && rmdir /tmp/tree", container="admin")
+    """He finds all of it where the agent has it; the runtime works in it, as root of the node."""
+    admin = {"capabilities": {"add": ["SYS_ADMIN", "SYS_PTRACE"]}}
+    insider = container("one", mounts={"/disk": "disk"}, securityContext=admin)
+    disk = {"name": "disk", "emptyDir": {}}
+    space.apply(pod("insider", insider, volumes=[disk], shareProcessNamespace=True))
+    waiting.ready(space, "insider")
+    tree = f"/proc/1/root{SHARED_DIRECTORY}"
+    (own,) = space.say("insider", f"ls {tree}").split()
+    for place in (tree, f"{tree}/{own}", f"{tree}/{own}/mounts"):
+        for plant in (f"ln -s /etc {place}/planted", f"mkdir {place}/made", f"touch {place}/file"):
+            refused = space.run("insider", plant, check=False)
+            assert READ_ONLY in refused.stderr, (plant, refused)
+    assert space.say("insider", "echo written > /disk/file; cat /disk/file") == "written"
+    space.delete("insider")
 
 
 @pytest.mark.parametrize("who", ["user", "root"])

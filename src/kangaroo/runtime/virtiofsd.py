@@ -42,8 +42,8 @@ async def start(
 def arguments(binary: Path, shared: Path, listener_fd: int) -> tuple[str, ...]:
     """The command line. Pure.
 
-    The tree itself is read-only for it, in a mount namespace of its own: who is root in a guest can
-    mount all of it, and a link that he made there the runtime would follow on the node. What is
+    The tree itself is read-only for it, in a mount namespace of its own: who is root in a guest
+    finds all of it, and a link that he made there the runtime would follow on the node. What is
     mounted in the tree is as its own mounts say.
 
     Submounts are announced because rootfs and volumes are different file systems below one export:
