@@ -148,6 +148,22 @@ def test_a_snapshot_from_its_making_to_its_end(nas: Nas) -> None:
     run(test)
 
 
+def test_growth_and_its_limit(nas: Nas) -> None:
+    async def test() -> None:
+        made = await nas.create("v", size=100)
+
+        def expand(**asked: int) -> Any:
+            return nas.call(
+                "ControllerExpandVolume", volume_id=made.volume_id, capacity_range=asked
+            )
+
+        assert (await expand(required_bytes=200, limit_bytes=300)).capacity_bytes == 200
+        assert (await expand(required_bytes=150)).capacity_bytes == 200
+        await fails(OutOfRange, expand(limit_bytes=150), "never shrinks")
+
+    run(test)
+
+
 def test_a_clone_and_what_it_may_not_be(nas: Nas) -> None:
     async def test() -> None:
         source = (await nas.create("pvc-1")).volume_id

@@ -27,6 +27,7 @@ from kangaroo.errors import (
     InvalidRequest,
     MountFailed,
     NotFound,
+    OutOfRange,
     Unavailable,
 )
 from kangaroo.wire.gen import csi_pb2 as csi
@@ -166,6 +167,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             if record is None:
                 raise NotFound(f"{share.source} has no such volume")
             capacity = record.capacity
+            if 0 < request.capacity_range.limit_bytes < capacity:
+                raise OutOfRange(f"the volume has {capacity} bytes, and a volume never shrinks")
         return csi.ControllerExpandVolumeResponse(
             capacity_bytes=capacity, node_expansion_required=False
         )
