@@ -165,6 +165,7 @@ def test_bad_paths(path: str) -> None:
     "option",
     [
         *("bg", "remount", "bind", "addr=192.0.2.9", "clientaddr=192.0.2.9", "rshared"),
+        "mounthost=192.0.2.9",
         *("X-mount.mkdir", "x-systemd.automount", "uhelper=x", "-o", "a b", "a=b c", "a=\0", "=1"),
         *("rsize=", "Nolock", "nolock;reboot", "", "loop"),
     ],

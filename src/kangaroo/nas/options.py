@@ -17,6 +17,7 @@ _REFUSED = {
     "bg": "a mount in the background would look mounted before it is",
     "addr": "the address is found from the server's name",
     "mountaddr": "the address is found from the server's name",
+    "mounthost": "the address is found from the server's name",
     "clientaddr": "the address is the node's or the guest's own",
     "helper": "helpers are not run",
     "uhelper": "helpers are not run",
