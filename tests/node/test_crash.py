@@ -34,7 +34,7 @@ RECORD_BYTES = 1000
 # How many records at most are awaited before a kill, and how long after the last one it comes.
 RECORDS, DELAY_S = 12, 1.5
 # containerd's `delete` may leave a guest that still writes back to a cleaner.
-CLEAN_S = 300
+CLEAN_S = 100
 
 # Numbered records of the same length, each on the server before its number is told. One that goes
 # on does so behind the last record on the NAS.

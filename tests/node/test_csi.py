@@ -50,7 +50,7 @@ def test_kubelet_registers_a_restarted_driver(lab: Lab, driver: Driver) -> None:
     driver.node.exec(["systemctl", "restart", UNIT])
     own = f"_SYSTEMD_INVOCATION_ID=$(systemctl show --value --property=InvocationID {UNIT})"
     told = f"grep -m1 'registered driver={pods.DRIVER}' < <(journalctl --follow --lines=all {own})"
-    driver.node.exec(["bash", "-c", told], timeout_s=180)
+    driver.node.exec(["bash", "-c", told])
     known = f"jsonpath={{.spec.drivers[0].name}}={pods.DRIVER}"
     lab.kubectl("wait", f"--for={known}", "csinode/node1", "--timeout=180s", timeout_s=200)
 

@@ -34,7 +34,7 @@ DEAD_VOLUMES = 16
 ENDLESS = Failure.DROPPED
 OPTIONS = "nolock,proto=tcp,noresvport"
 # What the driver promises of a dead server: its own deadlines, and the emulated node's slowness.
-PUBLISH_S, UNPUBLISH_S = 150, 60
+PUBLISH_S, UNPUBLISH_S = 110, 30
 READY_S = 180
 LIFE_S = 300
 _GROUP = f"/sys/fs/cgroup/system.slice/{UNIT}.service/cgroup.procs"

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # Kubelet's volumeStatsAggPeriod is a minute, and the first look may come before the takeover.
 STATS_S = 180
-RESTART_S = 180
 # How long the NAS is away, and until a client that waits longer with each try has noticed.
 OUTAGE_S, BACK_S = 8, 45
 OPTIONS = "noresvport,nolock,rsize=65536,wsize=65536,timeo=700"
@@ -360,7 +359,7 @@ def test_a_write_outlasts_a_nas_that_is_away(space: pods.Space, directory: Path)
 def test_restarted_container_has_its_volume_after_a_restart_of_all_services(
     space: pods.Space,
 ) -> None:
-    space.node.exec(["systemctl", "restart", UNIT, "kubelet", "containerd"], timeout_s=RESTART_S)
+    space.node.exec(["systemctl", "restart", UNIT, "kubelet", "containerd"])
     # A new pod with the same volume is up only after kubelet has taken stock of all pods and their
     # mounts.
     space.apply(simple_pod("later", runtime=None))

@@ -132,7 +132,6 @@ def restart_amid(space: pods.Space, services: str, *starting: str) -> None:
     assert set(json.loads(said)) == set(uids)
 
 
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("number", range(len(ROUNDS)), ids=lambda n: ROUNDS[n].replace(" ", "+"))
 def test_services_restart(space: pods.Space, directory: Path, number: int) -> None:
     node = space.node

@@ -28,6 +28,12 @@ from kangaroo.wire.status import Code
 
 Message = dict[str, Any]
 
+# containerd asks for these of one container after the other, for the pids before it serves anybody:
+# a guest that does not answer must not hold up the others.
+_PIDS_S, _STATS_S = 2.0, 5.0
+_POWER_OFF_S = 5.0
+_TEXT_LIMIT = 4096  # of what a guest says is wrong: it goes to the API server
+
 
 @dataclass(frozen=True)
 class ProcessExit:
@@ -268,11 +274,6 @@ class _AgentFailureError(KangarooError):
         self.errno = errno
 
 
-# containerd asks for these of one container after the other, for the pids before it serves anybody:
-# a guest that does not answer must not hold up the others.
-_PIDS_S, _STATS_S = 2.0, 5.0
-_POWER_OFF_S = 5.0
-_TEXT_LIMIT = 4096  # of what a guest says is wrong: it goes to the API server
 _CLASSES: dict[int, type[KangarooError]] = {
     Code.NOT_FOUND: NotFound,
     Code.ALREADY_EXISTS: AlreadyExists,
