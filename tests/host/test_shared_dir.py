@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kangaroo.errors import InvalidRequest, MountFailed, Unsupported
+from kangaroo.errors import DeadlineExceeded, InvalidRequest, MountFailed, Unsupported
 from kangaroo.linux import mount, mountinfo
+from kangaroo.linux.mount import MountFlag, UmountFlag
 from kangaroo.runtime import shared_dir, virtiofsd
 from kangaroo.runtime.shared_dir import RootfsMount, SharedDirectory
 
@@ -92,7 +93,7 @@ def test_a_later_mount_below_a_volume_is_seen_also_from_a_slave_namespace(
         assert (target / "late" / "seen").exists()
         assert watcher.communicate("go\n", timeout=20)[0].strip() == "seen"
     finally:
-        mount.umount(source, mount.UmountFlag.DETACH)
+        mount.umount(source, UmountFlag.DETACH)
 
 
 @pytest.mark.parametrize("remote", [False, True])
@@ -102,9 +103,7 @@ def test_a_read_only_volume_is_so_for_virtiofsd(
     """Whatever the guest says: a remount there must not make it writable."""
     source = volume(tmp_path)
     if remote:  # as on a server that may be dead: by a child
-        fstype = mountinfo.covering(str(source), mountinfo.read())
-        assert fstype is not None
-        monkeypatch.setattr(shared_dir, "_NETWORK_FSTYPES", {fstype.fstype})
+        monkeypatch.setattr(shared_dir, "_LOCAL_FSTYPES", set())
     where = shared.root / "c1" / "mounts" / "0"
     watcher = in_a_slave_namespace("cat $0/data; touch $0/new", where)
     assert bind(shared, 0, source, read_only=True) == where
@@ -186,6 +185,37 @@ def test_a_root_mount_cannot_leave_the_root(shared: SharedDirectory) -> None:
 def test_a_missing_source_is_named(shared: SharedDirectory, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="absent does not exist"):
         bind(shared, 0, tmp_path / "absent")
+
+
+def test_a_daemon_that_does_not_answer_stops_nobody(
+    shared: SharedDirectory, tmp_path: Path
+) -> None:
+    """A FUSE file system whose daemon hangs: the bind is given up, and the shim answers others."""
+    source = tmp_path / "hung"
+    source.mkdir()
+
+    async def binding() -> int:
+        attempt = asyncio.create_task(
+            shared.bind("c1", 0, str(source), read_only=False, timeout_s=1)
+        )
+        turns = 0
+        while not attempt.done():
+            await asyncio.sleep(0.05)
+            turns += 1
+        with pytest.raises(DeadlineExceeded):
+            await attempt
+        return turns
+
+    daemon = os.open("/dev/fuse", os.O_RDWR)  # and nobody reads it
+    try:
+        options = f"fd={daemon},rootmode=40000,user_id=0,group_id=0"
+        mount.mount("hung", source, "fuse", MountFlag.NONE, options)
+        try:
+            assert asyncio.run(binding()) > 5
+        finally:
+            mount.umount(source, UmountFlag.DETACH)
+    finally:
+        os.close(daemon)
 
 
 def test_a_socket_is_refused(shared: SharedDirectory, tmp_path: Path) -> None:

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 ADDRESS = "192.0.2.2"
 _ROOT = "/srv/kernel"  # on the node, and for its clients
+WHOLE = _ROOT  # what follows lies within; SHARING is a file system of its own
 SHARING, PLAIN, TLS_ONLY = f"{_ROOT}/xfs", f"{_ROOT}/ext4", f"{_ROOT}/tls"
 _NAME = "kernel-nas"
 _ETC = f"/etc/netns/{_NAME}"  # ip-netns(8) binds what is there over /etc
 _EXPORTS = f"""
+{WHOLE} *(rw,insecure,no_root_squash,no_subtree_check,fsid=3)
 {SHARING} *(rw,insecure,no_root_squash,no_subtree_check)
 {PLAIN} *(rw,insecure,no_root_squash,no_subtree_check,fsid=1)
 {TLS_ONLY} *(rw,insecure,no_root_squash,no_subtree_check,fsid=2,xprtsec=tls)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.node import kernel_server, pods, probing, waiting
+from tests.node import kernel_server, pods, probing, runtime_toml, waiting
 from tests.node.csi_driver import Driver, calling, driving
 from tests.node.kernel_server import KernelServer
 from tests.node.pods import PASSTHROUGH, container, pod
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 READ, WRITE, COPY, CLONE = 25, 38, 60, 71
 MIB = 1 << 20
 SIZE = 64 * MIB
+GRACE_S = 5
+FLUSH_S = 15  # shutdown_timeout_s
+NOT_FLUSHED = "NASVolumeNotFlushed"
 
 # A file with data, a hole and data again; with an attribute of its own; and with an access list
 # that no mode can say: user 1234 may read. acl_ea_header and acl_ea_entry of acl(5), as the
@@ -207,3 +210,55 @@ def test_programs_in_a_guest_see_what_they_see_on_the_nodes_mount(
     print(direct)
     assert direct == plain
     assert (direct["clone"], direct["lock-that-is-waited-for"]) == ("ok", "got ok")
+
+
+@pytest.mark.soak
+def test_what_lies_within_a_volume_is_written_back_or_the_volume_is_named(
+    driver: Driver, server: KernelServer
+) -> None:
+    """A file system that the server has mounted within the export is a mount of its own, which the
+    guest's kernel makes in the container: the agent never mounted it."""
+    names = ("well", "cut-off")
+    inner = kernel_server.SHARING.removeprefix(kernel_server.WHOLE)
+
+    def writing(name: str) -> pods.Document:
+        """Told to end it writes a file that it has open since its start."""
+        script = f"""
+            exec 9>/data{inner}/{name} || exit 3
+            trap 'head -c {MIB} /dev/zero >&9; exit 0' TERM
+            sleep 100000 & wait
+        """
+        return pod(
+            name,
+            container("one", script, mounts={"/data": "data"}),
+            annotations=PASSTHROUGH,
+            volumes=[pods.claim("data")],
+            terminationGracePeriodSeconds=GRACE_S,
+        )
+
+    source = {"server": server.address, "path": kernel_server.WHOLE, "vers": "4.2"}
+    with (
+        runtime_toml.with_keys(driver.node, shutdown_timeout_s=FLUSH_S),
+        pods.opened(driver.lab, "within") as space,
+    ):
+        space.apply(*space.nas("data", **source, options="hard"), *map(writing, names))
+        waiting.ready(space, *names)
+        for name in names:
+            space.run(name, "until [ -e /proc/1/fd/9 ]; do sleep 0.1; done")
+            space.run(name, f"grep -q ' /data{inner} nfs4 ' /proc/mounts")
+        space.delete("well")
+        server.fail()
+        try:
+            space.delete("cut-off")
+            volume = f"{server.address}:{kernel_server.WHOLE}"
+            said = f"^{volume}: .*a file system within"
+            waiting.event(space, "cut-off", said, reason=NOT_FLUSHED, timeout_s=waiting.EVENT_S)
+        finally:
+            server.recover()
+        told = space.kubectl(
+            "get", "events", f"--field-selector=reason={NOT_FLUSHED}", "--output=name"
+        )
+        assert len(told.stdout.splitlines()) == 1
+    files = [f"{kernel_server.SHARING}/{name}" for name in names]
+    sizes = driver.node.exec(["stat", "--format=%s", *files]).stdout.split()
+    assert sizes == [str(MIB), "0"]

@@ -83,6 +83,13 @@ def test_broken_request_is_refused(data: str, reason: str) -> None:
         Request.decode(bytes.fromhex(data))
 
 
+def test_a_status_of_very_many_details_is_refused() -> None:
+    """They take a peer two bytes each, and us a hundred."""
+    assert len(Status.decode(b"\x1a\x00" * 16).details) == 16
+    with pytest.raises(RemoteProtocolError, match="more than 16 details"):
+        Status.decode(b"\x1a\x00" * 17)
+
+
 def _request_class() -> Any:
     """ttrpc.Request as the protobuf library builds it from the published field numbers."""
     kinds = descriptor_pb2.FieldDescriptorProto

@@ -11,6 +11,7 @@ import itertools
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,6 +43,8 @@ _FLAGS = {
     "sync": MountFlag.SYNCHRONOUS,
 }
 _KERNEL_PREFIXES = ("NFS", "nfs", "RPC", "rpc", "lockd", "svc")
+_NFS_VOLUMES = "/proc/fs/nfsfs/volumes"
+_LOOK_AGAIN_S = 0.1
 _LOADED = "RPC: Registered "  # what the first mount's modules say, whatever becomes of the mount
 
 _ACCESS = "the server refuses this guest: the export may allow only the addresses of nodes"
@@ -172,11 +175,20 @@ class Volumes:
         log.info("unmounted", volume=volume_id)
 
     async def unmount_all(self, timeout_s: float) -> list[dict[str, Any]]:
-        """Unmount every volume, side by side; what became of each."""
+        """Unmount every volume, side by side; what became of each.
+
+        A volume counts as written back when also the file systems are that its server has mounted
+        within (`crossmnt` in exports(5)). They are mounts of containers, and end with them.
+        """
+        deadline = time.monotonic() + timeout_s
+        volumes, servers = dict(self._volumes), servers_by_device(_lines(_NFS_VOLUMES))
         ends = {
             volume_id: self._loop.spawn(self.unmount(volume_id=volume_id, timeout_s=timeout_s))
-            for volume_id in list(self._volumes)
+            for volume_id in volumes
         }
+        left = await self._left_within(
+            {volume.device: servers.get(volume.device, "") for volume in volumes.values()}, deadline
+        )
         outcomes = []
         for volume_id, end in ends.items():
             error: str | None = None
@@ -184,9 +196,25 @@ class Volumes:
                 await end
             except (OSError, DeadlineExceeded, CommandFailed) as failure:
                 error = str(failure)
+            if error is None and servers.get(volumes[volume_id].device) in left:
+                error = f"a file system within the volume is not done within {timeout_s:g} s"
+            if error is not None:
                 log.info("not flushed", volume=volume_id, error=error)
             outcomes.append({"volume_id": volume_id, "flushed": error is None, "error": error})
         return outcomes
+
+    async def _left_within(self, servers: dict[str, str], deadline: float) -> set[str]:
+        """Of which servers of volumes (`servers`, by device) there are other file systems, once
+        there are none, or at the deadline. The kernel tells nobody of the end of one.
+        """
+        while True:
+            found = servers_by_device(_lines(_NFS_VOLUMES))
+            left = {found[device] for device in found.keys() - servers.keys()}
+            left &= set(servers.values())
+            remaining_s = deadline - time.monotonic()
+            if not left or remaining_s <= 0:
+                return left
+            await self._loop.within(Future(), min(_LOOK_AGAIN_S, remaining_s))
 
     async def sync_shared(self, timeout_s: float) -> None:
         """Write back what programs changed on the host's shared tree. Errors are logged."""
@@ -275,6 +303,16 @@ def _guest_addresses() -> list[str]:
         if scope == "00":  # global, include/net/ipv6.h
             addresses.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
     return addresses
+
+
+def servers_by_device(lines: list[str]) -> dict[str, str]:
+    """Server and port of each NFS file system of the guest, as lines of /proc/fs/nfsfs/volumes
+    have them after the heading (fs/nfs/client.c, nfs_volume_list_show).
+    """
+    return {
+        device: f"{server} {port}"
+        for _, server, port, device, *_ in (line.split() for line in lines[1:])
+    }
 
 
 def _lines(path: str) -> list[str]:

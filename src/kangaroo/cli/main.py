@@ -9,6 +9,7 @@ import argparse
 import importlib
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ _VERBS = (
     "kangaroo_lab.demo_verbs",
 )
 _INTERRUPTED = 130
+_BROKEN_PIPE = 141  # as a shell says of a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,12 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     run: Callable[[argparse.Namespace], int | None] = arguments.run
     try:
-        return run(arguments) or 0
+        status = run(arguments) or 0
+        sys.stdout.flush()
+        return status
     except KangarooError as error:
         if arguments.debug:
             raise
         print(f"kangaroo: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # `kangaroo volumes | head`. What is still buffered has nowhere to go at the exit, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
     except KeyboardInterrupt:
         return _INTERRUPTED
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kangaroo.errors import KangarooError
-from kangaroo.runtime import paths, shim_log
+from kangaroo.runtime import log_files, paths, shim_log
 from kangaroo.runtime.background import Background
 from kangaroo.runtime.boot_slot import boot_slot, processors
 from kangaroo.runtime.config import RuntimeConfig, load
@@ -29,6 +29,7 @@ from kangaroo.runtime.events import EventPublisher
 from kangaroo.runtime.options import ShimOptions
 from kangaroo.runtime.pod import Pod
 from kangaroo.runtime.sandbox import Sandbox
+from kangaroo.runtime.sandbox_paths import SandboxPaths
 from kangaroo.runtime.start import LISTENER_FD, own_command
 from kangaroo.runtime.sweep import keep_clean
 from kangaroo.runtime.task_service import TaskService
@@ -86,6 +87,9 @@ async def _serve(
     serving = background.spawn(server.serve(listener), name="serve")
     background.spawn(_forgotten(server, pod, containerd, ending), name="forgotten")
     background.spawn(publisher.run(), name="events")
+    files = SandboxPaths(directory)
+    logs = (directory / paths.LOG_NAME, files.qemu_log, files.virtiofsd_log)
+    background.spawn(log_files.keep_bounded(*logs), name="log-files")
     background.spawn(keep_clean(directory.parent, _delete_command(options)), name="sweep")
     _LOG.info("serving sandbox=%s namespace=%s", options.sandbox_id, options.namespace)
 

@@ -173,7 +173,8 @@ class HostSide:
         assert self._cgroup is not None
         try:
             for pid in (self._cgroup / "cgroup.procs").read_text().split():
-                Path(f"/proc/{pid}/oom_score_adj").write_text(str(self._oom_score))
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                    Path(f"/proc/{pid}/oom_score_adj").write_text(str(self._oom_score))
         except OSError as error:
             _LOG.warning("oom_score_adj not set error=%s", error)
 

@@ -24,7 +24,12 @@ from kangaroo.linux.process import run
 
 _LOG = logging.getLogger(__name__)
 
-_NETWORK_FSTYPES = {"nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.sshfs", "9p"}
+# File systems that answer without a server or a daemon, which may be gone.
+_LOCAL_FSTYPES = {
+    *("bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "ntfs3"),
+    *("overlay", "squashfs", "udf", "vfat", "xfs", "zfs"),
+    *("cgroup2", "debugfs", "devtmpfs", "hugetlbfs", "proc", "ramfs", "sysfs", "tmpfs", "tracefs"),
+}
 _FLAGS = {
     "ro": MountFlag.RDONLY,
     "nosuid": MountFlag.NOSUID,
@@ -93,13 +98,13 @@ class SharedDirectory:
         whoever is root there.
 
         Raises InvalidRequest when it does not exist, Unsupported for a socket or a device,
-        MountFailed, and DeadlineExceeded when it lies on a network file system whose server does
-        not answer.
+        MountFailed, and DeadlineExceeded when it lies on a file system whose server or daemon
+        does not answer.
         """
         target = self.root / container_id / "mounts" / str(number)
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         entry = mountinfo.covering(source, mountinfo.read())
-        remote = entry is not None and entry.fstype in _NETWORK_FSTYPES
+        remote = entry is not None and entry.fstype not in _LOCAL_FSTYPES
         if not await _is_directory(source, remote=remote, timeout_s=timeout_s):
             target.touch(mode=0o600)
         else:

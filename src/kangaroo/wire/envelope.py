@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kangaroo.wire.errors import RemoteProtocolError
 from kangaroo.wire.protobuf import (
     as_bytes,
     as_int,
@@ -19,6 +20,8 @@ from kangaroo.wire.protobuf import (
     fields,
     signed,
 )
+
+_DETAIL_LIMIT = 16  # of one status
 
 
 class StatusDetail(NamedTuple):
@@ -59,13 +62,16 @@ class Status(NamedTuple):
     @classmethod
     def decode(cls, data: bytes) -> Status:
         """Read the protobuf encoding."""
-        code, message, details = 0, "", []
+        code, message = 0, ""
+        details: list[StatusDetail] = []
         for number, kind, value in fields(data):
             if number == 1:
                 code = signed(as_int(number, value))
             elif number == 2:
                 message = as_string(number, kind, value)
             elif number == 3:
+                if len(details) == _DETAIL_LIMIT:
+                    raise RemoteProtocolError(f"a status has more than {_DETAIL_LIMIT} details")
                 details.append(StatusDetail.decode(as_bytes(number, kind, value)))
         return cls(code, message, tuple(details))
 
