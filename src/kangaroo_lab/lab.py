@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kangaroo.errors import FailedPrecondition, NotFound
+from kangaroo.errors import DeadlineExceeded, FailedPrecondition, NotFound
+from kangaroo.linux.process import ended
 from kangaroo_lab import accelerator, artefacts, deployment, leftovers, payload, tree
 from kangaroo_lab import network as net
 from kangaroo_lab.controlplane import ControlPlane
@@ -30,6 +31,7 @@ from kangaroo_lab.state import (
 )
 
 NODE_READY_TIMEOUT_S = 300
+_SHUTDOWN_TIMEOUT_S = 300
 _MANIFESTS = Path("deploy/kubernetes")
 _CLEAN = "what an ended lab left"
 _READY = "nodes ready"
@@ -181,15 +183,23 @@ class Lab:
                     deployment.deploy_guest(node, image)
 
     @contextlib.contextmanager
-    def powered_off(self, name: str) -> Iterator[None]:
-        """Cut a node's power while the block runs, then boot it from the disk that it had. Returns
-        when its services run; kubelet reports a moment later. Raises what `up` raises.
+    def powered_off(self, name: str, *, orderly: bool = False) -> Iterator[None]:
+        """Cut a node's power while the block runs, then boot it from the disk that it had. With
+        `orderly`, systemd takes it down first. Returns when its services run; kubelet reports a
+        moment later. Raises what `up` raises.
         """
         with self._locked():
             node, shape = self.nodes[name], self.shape
             machine = self.store.daemon(name)
             if machine is None:
                 raise NotFound(f"{name} has no machine", hint="kangaroo lab status")
+            if orderly:
+                node.exec(["systemctl", "poweroff", "--no-block"])
+                if not ended(machine.pid, _SHUTDOWN_TIMEOUT_S):
+                    raise DeadlineExceeded(
+                        f"{name} is not down after {_SHUTDOWN_TIMEOUT_S:g} s",
+                        hint=f"its console: {node.console}",
+                    )
             node.keys.close(node.address)  # or the next command waits on a connection that is dead
             stop(machine, timeout_s=0)
             try:

@@ -21,7 +21,10 @@ from kangaroo_lab.pki import Pki, kubeconfig
 from kangaroo_lab.ssh import Keys
 from kangaroo_lab.tree import install_project
 
-UNITS = ("containerd", "ssh", "kangaroo-images", "kubelet", "kangaroo-csi", "kangaroo-ready")
+UNITS = (
+    *("containerd", "ssh", "kangaroo-images", "kubelet", "kangaroo-csi", "kangaroo-sandboxes"),
+    "kangaroo-ready",
+)
 _PROGRAMS = ("kubelet", "crictl")
 _PKI = "/etc/kubernetes/pki"
 _KUBECONFIG = "/etc/kubernetes/kubelet.kubeconfig"

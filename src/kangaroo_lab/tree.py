@@ -17,6 +17,7 @@ _DEPLOYED = {
     "node/kangaroo": "opt/kangaroo/bin",
     "node/kangaroo-csi": "opt/kangaroo/bin",
     "systemd/kangaroo-csi.service": "etc/systemd/system",
+    "systemd/kangaroo-sandboxes.service": "etc/systemd/system",
     "sysusers.d/kangaroo.conf": "etc/sysusers.d",
     "tmpfiles.d/kangaroo.conf": "etc/tmpfiles.d",
 }

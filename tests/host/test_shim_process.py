@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from kangaroo.errors import DeadlineExceeded
 from kangaroo.linux import process
 from kangaroo.runtime import state
+from kangaroo.runtime.ending import end_all
 from kangaroo.runtime.spec_read import CONTAINER_TYPE, SANDBOX_ID
 from kangaroo.runtime.state import ProcessIdentity, SandboxState
 from kangaroo.runtime.task_service import SERVICE
@@ -127,6 +129,25 @@ def test_delete_of_the_sandbox_ends_the_shim_and_may_be_repeated(shim: Shim) -> 
     assert process.ended(daemon, TIMEOUT_S)
     assert not (shim.state / "pod").exists()
     assert shim.delete(pod).exit_status == 137
+
+
+def test_all_shims_are_ended_at_once(shim: Shim) -> None:
+    """As the node goes down. One that is gone and a file that is no shim's do not matter."""
+    for name in ("one", "two", "crashed"):
+        _connect(shim.start(shim.bundle(name, name)), name)
+    _kill_and_wait(shim.daemon("crashed"))
+    (shim.state / "file").touch()
+    assert {name for name, _ in end_all(shim.state, TIMEOUT_S)} == {"one", "two"}
+    assert {path.name for path in shim.state.iterdir()} == {"crashed", "file"}
+    assert list(end_all(shim.state, TIMEOUT_S)) == []
+    assert list(end_all(shim.state / "none", TIMEOUT_S)) == []
+
+
+def test_a_shim_that_does_not_end_is_named(shim: Shim) -> None:
+    _connect(shim.start(shim.bundle("stopped", "stopped")), "stopped")
+    os.kill(shim.daemon("stopped"), signal.SIGSTOP)
+    with pytest.raises(DeadlineExceeded, match=r"not ended within 0\.5 s: stopped"):
+        list(end_all(shim.state, 0.5))
 
 
 def test_delete_after_a_crash(shim: Shim) -> None:

@@ -51,6 +51,13 @@ while :; do
 done
 """
 
+# Random bytes that lie in the guest's memory alone: nobody closes the file, which would write it
+# back.
+UNSYNCED_BYTES = 4 << 20
+UNSYNCED = f"""
+head -c {UNSYNCED_BYTES} /dev/urandom > /random
+{{ cat /random; sleep 100000; }} | dd of=/data/$HOSTNAME bs=64k 2>/dev/null
+"""
 
 # A shim that is killed before containerd has connected, long ago. Prints its sandbox's id.
 DEAD_SHIM = f"""
@@ -172,6 +179,19 @@ def start(space: pods.Space, directory: Path, name: str) -> Victim:
     return victim
 
 
+def unsynced(space: pods.Space, directory: Path, name: str) -> str:
+    """A new pod that has written a file of its name, and not synced it; the file's SHA-256."""
+    (directory / name).unlink(missing_ok=True)
+    one = container("one", UNSYNCED, mounts={"/data": "nas"})
+    space.apply(pod(name, one, annotations=PASSTHROUGH, volumes=[pods.claim("nas")]))
+    waiting.ready(space, name)
+    written = f"[ $(stat -c %s /data/{name} || echo 0) = {UNSYNCED_BYTES} ]"
+    space.run(name, f"until {written} 2>/dev/null; do sleep 0.1; done")
+    digest = space.say(name, "sha256sum < /random").split()[0]
+    print(f"{name}: the NAS has {(directory / name).stat().st_size} of {UNSYNCED_BYTES} bytes")
+    return digest
+
+
 def kill(victim: Victim, part: str, chance: random.Random) -> None:
     records, delay_s = chance.randint(1, RECORDS), chance.uniform(0, DELAY_S)
     print(f"{victim.name}: {part} killed {delay_s:.2f} s after {records} records")
@@ -215,6 +235,21 @@ def test_node_reset(lab: Lab, victim: Victim) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3 * LIFE_S)
+def test_node_shutdown(lab: Lab, space: pods.Space, directory: Path) -> None:
+    """systemd takes the node down: what a pod has not synced is on the NAS before the node is off.
+    It comes back with its volume.
+    """
+    expected = unsynced(space, directory, "shut-down")
+    ending = space.status("shut-down", "one")["containerID"]
+    with lab.powered_off(space.node.name, orderly=True):
+        assert pods.sha256((directory / "shut-down").read_bytes()) == expected
+    waiting.replaced(space, "shut-down", "one", ending)
+    assert space.say("shut-down", "mount | grep /data | grep -c nfs") == "1"
+    space.delete("shut-down")
+
+
+@pytest.mark.soak
 @pytest.mark.timeout(PODS * (KILLS_OF_A_POD + 1) * LIFE_S)
 def test_random_kills(space: pods.Space, directory: Path, chance: random.Random) -> None:
     killed = dict.fromkeys(PARTS, 0)
@@ -253,10 +288,7 @@ def test_deletion_leaves_nothing(space: pods.Space, directory: Path) -> None:
     dead = node.exec(["sh", "-c", DEAD_SHIM]).stdout.strip()
     assert dead in traces.of(node, dead, dead)
     before = traces.network_namespaces(node)
-    one = container("one", mounts={"/data": "nas"})
-    volumes = [pods.claim("nas")]
-    space.apply(pod("whole", one, annotations=PASSTHROUGH, volumes=volumes))
-    waiting.ready(space, "whole")
+    expected = unsynced(space, directory, "whole")
     uid = space.uid("whole")
     sandbox = space.sandbox(uid)
     shown = traces.of(node, sandbox, uid)
@@ -264,9 +296,7 @@ def test_deletion_leaves_nothing(space: pods.Space, directory: Path) -> None:
         assert mark in shown
     assert traces.network_namespaces(node) - before
     assert traces.of_sandbox(node, dead, within_s=CLEAN_S) == ""
-    write = "dd if=/dev/urandom of=/data/unsynced bs=64k count=256 2>/dev/null"
-    expected = space.say("whole", f"{write}; sha256sum < /data/unsynced").split()[0]
     space.delete("whole")
     assert traces.of(node, sandbox, uid) == ""
     assert traces.network_namespaces(node) == before
-    assert pods.sha256((directory / "unsynced").read_bytes()) == expected
+    assert pods.sha256((directory / "whole").read_bytes()) == expected

@@ -1,4 +1,4 @@
-"""`kangaroo volumes` and `kangaroo sandboxes`: what runs on this node."""
+"""`kangaroo volumes` and `kangaroo sandboxes`: what runs on this node. `kangaroo end-sandboxes`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _TIMEOUT_S = 5.0
+_END_TIMEOUT_S = 110.0
 
 
 def register(subparsers: Any) -> None:
-    """Add the verbs `volumes` and `sandboxes` to the command line."""
+    """Add the verbs to the command line."""
     for name, run, text in (
         (
             "volumes",
@@ -38,10 +39,28 @@ def register(subparsers: Any) -> None:
             metavar="SECONDS",
             help="how long a guest or a shim is waited for (default: %(default)g)",
         )
-        parser.add_argument(
-            "--config", type=Path, metavar="FILE", help="the runtime's configuration"
-        )
+        _add_config(parser)
         parser.set_defaults(run=run)
+    parser = subparsers.add_parser(
+        "end-sandboxes",
+        help="end all pods of the runtime, durably, as the node goes down",
+        description="End all pods of the runtime on this node: guests write back what the pods left"
+        " unwritten. kubelet starts them anew, unless it was stopped before, as"
+        " kangaroo-sandboxes.service has it.",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=_END_TIMEOUT_S,
+        metavar="SECONDS",
+        help="how long they may take (default: %(default)g)",
+    )
+    _add_config(parser)
+    parser.set_defaults(run=_end_sandboxes)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the runtime's configuration")
 
 
 def _volumes(arguments: argparse.Namespace) -> None:
@@ -62,6 +81,14 @@ def _sandboxes(arguments: argparse.Namespace) -> None:
         print(json.dumps([sandbox_document(view) for view in views], indent=2))
     else:
         print(table(_SANDBOX_HEADINGS, map(_sandbox_row, views)))
+
+
+def _end_sandboxes(arguments: argparse.Namespace) -> None:
+    from kangaroo.runtime.ending import end_all
+
+    root = _places(arguments.config).sandboxes
+    for sandbox, seconds in end_all(root, arguments.timeout):
+        print(f"ended {sandbox} in {seconds:.1f} s", flush=True)
 
 
 def _places(config: Path | None) -> Places:

@@ -98,7 +98,7 @@ def open_daemon(directory: str) -> int | None:
         with open(f"{directory}/{paths.PID_NAME}") as file:
             pid = int(file.read())
         descriptor = os.pidfd_open(pid)
-    except (FileNotFoundError, ValueError, ProcessLookupError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, ProcessLookupError):
         return None
     if not _is_daemon(pid, os.path.basename(directory)) or _ended(descriptor, 0):
         os.close(descriptor)
