@@ -185,8 +185,9 @@ def unsynced(space: pods.Space, directory: Path, name: str) -> str:
     one = container("one", UNSYNCED, mounts={"/data": "nas"})
     space.apply(pod(name, one, annotations=PASSTHROUGH, volumes=[pods.claim("nas")]))
     waiting.ready(space, name)
-    written = f"[ $(stat -c %s /data/{name} || echo 0) = {UNSYNCED_BYTES} ]"
-    space.run(name, f"until {written} 2>/dev/null; do sleep 0.1; done")
+    # To ask for the file's size would write it back.
+    written = f"grep -q '^wchar: {UNSYNCED_BYTES}$' /proc/$(pidof dd)/io"
+    space.run(name, f"until {written}; do sleep 0.1; done")
     digest = space.say(name, "sha256sum < /random").split()[0]
     print(f"{name}: the NAS has {(directory / name).stat().st_size} of {UNSYNCED_BYTES} bytes")
     return digest
