@@ -50,6 +50,7 @@ def test_the_first_process_makes_the_scope() -> None:
         "--description=Sandbox of a pod",
         "--property=Delegate=yes",
         "--property=DefaultDependencies=no",
+        "--property=Before=kangaroo-sandboxes.service",
         "--",
         "/bin/sh",
         "-ec",

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+# deploy/systemd
+ENDING_UNIT = "kangaroo-sandboxes.service"
+
 
 @dataclass(frozen=True)
 class Credentials:
@@ -58,9 +61,11 @@ class Confinement:
             f"--slice={self.new_scope.slice_name}",
             f"--unit={self.new_scope.name}",
             "--description=Sandbox of a pod",
-            # Delegated, so that systemd keeps the controllers of the slices above; without the
-            # default dependencies, so that a shutdown of the node does not kill the guest first.
-            *("--property=Delegate=yes", "--property=DefaultDependencies=no"),
+            # Delegated, so that systemd keeps the controllers of the slices above.
+            "--property=Delegate=yes",
+            # A shutdown of the node stops the slice, and with it the scope. Stopped are units in
+            # the reverse order of their start: first the unit that has guests write back.
+            *("--property=DefaultDependencies=no", f"--property=Before={ENDING_UNIT}"),
             *("--", "/bin/sh", "-ec", 'echo >"/proc/self/fd/$1"; shift; exec "$@"', "in-scope"),
             str(self.new_scope.ready_fd),
         )
