@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# On how many labs at once the node tier runs its files: a node of a lab takes 3 GiB and a processor.
-LABS ?= $(shell awk -v cpus=$$(nproc) '/^MemTotal/ { print (cpus > 1 && $$2 > 12e6) ? 2 : 1 }' /proc/meminfo)
+# On how many labs at once the node tier runs its files: each takes a processor, and up to 7 GiB.
+LABS ?= $(shell awk -v cpus=$$(nproc) '/^MemTotal/ { print (cpus > 1 && $$2 > 15e6) ? 2 : 1 }' /proc/meminfo)
 SEVERAL := --numprocesses $(LABS) --dist loadscope --no-loadscope-reorder
 NODE_TIER := --verbose --durations=60 --durations-min=10 $(if $(filter-out 1,$(LABS)),$(SEVERAL)) tests/node
 SOAK ?= $(addprefix tests/node/test_,mission.py csi_faults.py csi_sanity.py kernel_server.py \

@@ -155,7 +155,7 @@ def _lab(*, keep: bool, console: Console) -> Iterator[Lab]:
         raise
     finally:
         if keep or was_up:
-            console.print(USAGE, highlight=False)
+            console.print(USAGE.replace("kangaroo", sys.argv[0]), highlight=False)
         else:
             lab.down()
 

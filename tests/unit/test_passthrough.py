@@ -202,7 +202,8 @@ def test_a_pod_that_did_not_opt_in_keeps_its_mount_on_the_node() -> None:
 
 
 def refused() -> MountFailed:
-    return MountFailed("nas:/csi", "vers=4.1", "access denied", errno=errno.EACCES)
+    hint = "allow the guest"
+    return MountFailed("nas:/csi", "vers=4.1", "access denied", errno=errno.EACCES, hint=hint)
 
 
 def test_a_guest_that_cannot_mount_leaves_the_node_as_it_was() -> None:

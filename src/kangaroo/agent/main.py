@@ -17,7 +17,6 @@ from kangaroo.errors import InvalidRequest, KangarooError
 from kangaroo.linux import libc
 from kangaroo.wire.agent_protocol import DEBUG_KEY, PORT_KEY
 
-_CID_HOST = 2
 _DIAL_TIMEOUT_S = 10.0
 _LAST_SHUTDOWN_TIMEOUT_S = 60.0
 _RB_POWER_OFF = 0x4321FEDC  # linux/reboot.h
@@ -93,7 +92,7 @@ def _dialer(port: int) -> Dial:
     def dial() -> socket.socket:
         sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         sock.settimeout(_DIAL_TIMEOUT_S)
-        address: Any = (_CID_HOST, port)
+        address: Any = (socket.VMADDR_CID_HOST, port)
         sock.connect(address)
         return sock
 

@@ -123,7 +123,6 @@ _SHAPES: Mapping[str, Mapping[str, Check]] = {
         "read_ahead_kib": _optional_integer,
         "timeout_s": _number,
     },
-    Method.UNMOUNT_NAS: {"volume_id": _identifier, "timeout_s": _number},
     Method.CREATE_CONTAINER: {
         **_CONTAINER,
         "spec": _mapping,

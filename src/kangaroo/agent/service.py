@@ -94,10 +94,6 @@ class Service:
         volume = await self._volumes.mount(**request)
         return {"mount_point": volume.mount_point, "super_options": volume.super_options}
 
-    async def unmount_nas(self, *, volume_id: str, timeout_s: float) -> Answer:
-        await self._volumes.unmount(volume_id=volume_id, timeout_s=timeout_s)
-        return {}
-
     async def create_container(self, **request: Any) -> Answer:
         return {"pid": await self._containers.create(**request)}
 

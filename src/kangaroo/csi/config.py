@@ -40,7 +40,7 @@ class Config:
     kubelet_pods_dir: str = "/var/lib/kubelet/pods"
     register: bool = True  # false where a registrar sidecar does it
     mount_timeout_s: float = 60.0
-    mode_timeout_s: float = 25.0  # a publish as a whole stays below 110 s
+    mode_timeout_s: float = 25.0  # a publish as a whole stays below 120 s
     unmount_timeout_s: float = 15.0  # then it is forced, which takes seconds
     probe_timeout_s: float = 5.0
     operation_timeout_s: float = 100.0  # of the Controller service on a share, mount and all

@@ -9,7 +9,6 @@ import secrets
 import socket
 import struct
 
-CID_HOST = 2
 VHOST_VSOCK_PATH = "/dev/vhost-vsock"
 
 # _IOW(VHOST_VIRTIO = 0xAF, 0x60, __u64)

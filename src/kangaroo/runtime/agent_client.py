@@ -70,10 +70,6 @@ class AgentClient:
         """Close the connection. The agent then syncs and powers off."""
         await self._client.aclose()
 
-    async def wait_closed(self) -> None:
-        """Return when the guest's end is gone."""
-        await self._client.wait_closed()
-
     async def hello(
         self, *, protocol: int, sandbox_id: str, hostname: str, time_ns: int
     ) -> Message:
@@ -132,12 +128,6 @@ class AgentClient:
             raise MountFailed(
                 source, options, failure.message, errno=failure.errno, hint=failure.hint
             ) from failure
-
-    async def unmount_nas(self, *, volume_id: str, timeout_s: float) -> None:
-        """Unmount a volume in the guest."""
-        await self._call(
-            Method.UNMOUNT_NAS, wait_s=timeout_s + 10, volume_id=volume_id, timeout_s=timeout_s
-        )
 
     async def create_container(
         self, *, container_id: str, spec: Message, stdio: Message, volumes: list[Any]

@@ -38,18 +38,6 @@ from kangaroo.runtime.takeover_plan import NotNas, OnNode, OnPlaceholder, PodMou
 
 _LOG = logging.getLogger(__name__)
 
-_HINTS = {
-    errno.EACCES: "the export may allow only the node's address: allow the guest's too",
-    errno.EPERM: "the export may allow only the node's address: allow the guest's too",
-    errno.ENOENT: "the export does not exist on the server",
-    errno.ETIMEDOUT: "the server does not answer from the guest's network",
-    errno.ECONNREFUSED: "no NFS server listens at that address",
-    errno.EHOSTUNREACH: "the guest has no route to the server",
-    errno.ENETUNREACH: "the guest has no route to the server",
-    errno.EPROTONOSUPPORT: "the server does not speak this NFS version",
-    errno.EINVAL: "the guest's kernel rejects one of the options",
-}
-
 
 @dataclass(frozen=True)
 class PodVolumes:
@@ -188,9 +176,8 @@ class Passthrough:
         reason = f"the guest at {guest_mount.guest_address} cannot mount it: {words}"
         if name and name not in reason:
             reason += f" [{name}]"
-        hint = error.hint or _HINTS.get(error.errno or 0)
         return MountFailed(
-            guest_mount.source, guest_mount.options, reason, errno=error.errno, hint=hint
+            guest_mount.source, guest_mount.options, reason, errno=error.errno, hint=error.hint
         )
 
     async def _take_from_node(

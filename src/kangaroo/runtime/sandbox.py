@@ -20,7 +20,7 @@ from kangaroo.nas import client_identity
 from kangaroo.nas import passthrough as nas_passthrough
 from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.net.plan import GuestNetwork
-from kangaroo.runtime import admission, guest_clock, oci, port_forward, recovery
+from kangaroo.runtime import admission, guest_clock, oci, port_forward
 from kangaroo.runtime.agent_client import AgentClient
 from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.host_side import HostSide, Placement
@@ -64,10 +64,6 @@ class Sandbox:
     def pid(self) -> int:
         """QEMU's pid on the node."""
         return self._machine.pid
-
-    @property
-    def state_dir(self) -> Path:
-        return self._host.paths.state_dir
 
     def streams(self) -> StreamHub:
         """Where the guest's stdio streams arrive."""
@@ -202,13 +198,6 @@ class Sandbox:
         if self._shutdown is None:
             self._shutdown = asyncio.create_task(self._end(), name="sandbox-shutdown")
         await asyncio.shield(self._shutdown)
-
-    @staticmethod
-    def cleanup(state_dir: Path) -> None:
-        """After a crash: take everything away that the state in `state_dir` names. Synchronous,
-        idempotent.
-        """
-        recovery.cleanup(state_dir)
 
     async def _place_binds(
         self, container_id: str, spec: Mapping[str, Any]

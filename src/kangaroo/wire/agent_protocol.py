@@ -13,7 +13,6 @@ SERVICE = "kangaroo.agent.v1.Agent"
 PROTOCOL_VERSION = 1
 ERROR_DETAIL_TYPE = "kangaroo.agent.v1.Error"
 
-ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 TOKEN_HEX_DIGITS = 32
 
 VIRTIOFS_TAG = "kangaroo"
@@ -31,7 +30,6 @@ class Method(StrEnum):
     READ_CLOCK = "ReadClock"
     ADJUST_CLOCK = "AdjustClock"
     MOUNT_NAS = "MountNas"
-    UNMOUNT_NAS = "UnmountNas"
     CREATE_CONTAINER = "CreateContainer"
     START_CONTAINER = "StartContainer"
     EXEC_PROCESS = "ExecProcess"
