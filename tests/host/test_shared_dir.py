@@ -166,6 +166,31 @@ def test_an_overlay_root(shared: SharedDirectory, tmp_path: Path) -> None:
     assert (shared.root / "c1" / "rootfs" / "etc").read_text() == "image"
 
 
+def test_an_overlay_root_of_as_many_layers_as_an_image_may_have(
+    shared: SharedDirectory, tmp_path: Path
+) -> None:
+    """127. Their paths, as containerd's snapshotter names them, are too long for mount(2)."""
+    snapshots = tmp_path / "var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"
+    layers = [snapshots / str(number) / "fs" for number in range(127)]
+    for layer in (*layers, tmp_path / "upper", tmp_path / "work"):
+        layer.mkdir(parents=True)
+    for number, layer in enumerate(layers):
+        (layer / f"layer{number}").touch()
+        (layer / "top").write_text(str(number))
+    lower = ":".join(map(str, reversed(layers)))
+    options = (f"upperdir={tmp_path}/upper", f"lowerdir={lower}", f"workdir={tmp_path}/work")
+    assert len(lower) > 2 * mount.DATA_LIMIT
+    shared.mount_rootfs("c1", [RootfsMount("overlay", "overlay", "", options)])
+    root = shared.root / "c1" / "rootfs"
+    assert len(list(root.iterdir())) == 128
+    assert (root / "top").read_text() == "126"
+
+
+def test_options_that_mount_would_cut_are_refused(shared: SharedDirectory) -> None:
+    with pytest.raises(MountFailed, match="4096 bytes of options"):
+        shared.mount_rootfs("c1", [RootfsMount("tmpfs", "tmpfs", "", ("x" * 4096,))])
+
+
 def test_a_root_that_cannot_be_mounted_names_its_source(shared: SharedDirectory) -> None:
     with pytest.raises(MountFailed, match="/nonexistent"):
         shared.mount_rootfs("c1", [RootfsMount("bind", "/nonexistent", "", ("rbind",))])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import errno
 import os
 
 from kangaroo.linux import libc
@@ -21,6 +22,8 @@ _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 0x1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _MOUNT_ATTR_RDONLY = 0x1
+# A page and its end (copy_mount_options in fs/namespace.c).
+DATA_LIMIT = 4095
 
 
 class MountFlag(enum.IntFlag):
@@ -71,14 +74,20 @@ def mount(
     flags: MountFlag = MountFlag.NONE,
     data: str = "",
 ) -> None:
-    """Mount a file system. An empty `fstype` or `data` is passed to the kernel as NULL."""
+    """Mount a file system. An empty `fstype` or `data` is passed to the kernel as NULL.
+
+    Raises OSError, E2BIG for more than DATA_LIMIT bytes of `data`, which the kernel would cut.
+    """
+    options = os.fsencode(data)
+    if len(options) > DATA_LIMIT:
+        raise OSError(errno.E2BIG, f"{len(options)} bytes of options", os.fsdecode(target))
     libc.call(
         "mount",
         os.fsencode(source),
         os.fsencode(target),
         os.fsencode(fstype) if fstype else None,
         ctypes.c_ulong(int(flags)),
-        os.fsencode(data) if data else None,
+        options or None,
         named=target,
     )
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ _FLAGS = {
     "bind": MountFlag.BIND,
     "rbind": MountFlag.BIND | MountFlag.REC,
 }
+_LOWER = "lowerdir="
 _IGNORED = {"rw", "defaults", "suid", "dev", "exec", "atime"}
 
 
@@ -83,7 +85,8 @@ class SharedDirectory:
                     recursive, read_only = MountFlag.REC in flags, MountFlag.RDONLY in flags
                     mount.bind(entry.source, place, recursive=recursive, read_only=read_only)
                 else:
-                    mount.mount(entry.source, place, entry.type, flags, data)
+                    with _fitting(data) as fitting:
+                        mount.mount(entry.source, place, entry.type, flags, fitting)
             except OSError as error:
                 raise MountFailed(
                     entry.source, ",".join(entry.options), str(error), errno=error.errno
@@ -150,6 +153,26 @@ def _parse_options(options: Sequence[str]) -> tuple[MountFlag, str]:
         elif option not in _IGNORED:
             data.append(option)
     return flags, ",".join(data)
+
+
+@contextlib.contextmanager
+def _fitting(options: str) -> Iterator[str]:
+    """`options` as they are, or shorter where mount(2) would not take them whole: an overlay of
+    some fifty layers and more. The directory that all of them are in is then a descriptor.
+    """
+    before, key, rest = options.partition(_LOWER)
+    if len(os.fsencode(options)) <= mount.DATA_LIMIT or not key:
+        yield options
+        return
+    layers, comma, after = rest.partition(",")
+    paths = layers.split(":")
+    common = os.path.commonpath(paths)
+    directory = os.open(common, os.O_PATH | os.O_DIRECTORY)
+    try:
+        short = (f"/proc/self/fd/{directory}{path.removeprefix(common)}" for path in paths)
+        yield f"{before}{key}{':'.join(short)}{comma}{after}"
+    finally:
+        os.close(directory)
 
 
 def _below(root: Path, target: str) -> Path:
