@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kangaroo.linux.cgroup import Scope, parse
+from kangaroo.linux import cgroup
+from kangaroo.linux.cgroup import Scope, memory_bounded, parse
 from kangaroo.vmm.confinement import Confinement, NewScope
 
 pytestmark = pytest.mark.unit
@@ -60,3 +61,18 @@ def test_the_first_process_makes_the_scope() -> None:
         "virtiofsd",
         "--fd=3",
     )
+
+
+def test_the_memory_of_a_pod_is_bounded_where_its_group_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
+    pod = tmp_path / "kubepods.slice" / "kubepods-pod1.slice"
+    pod.mkdir(parents=True)
+    name = "kubepods-pod1.slice:cri-containerd:abc"
+    assert memory_bounded(name)  # nothing is known
+    for content, bounded in (("max\n", False), ("134217728\n", True)):
+        (pod / "memory.max").write_text(content)
+        assert memory_bounded(name) is bounded
+        assert memory_bounded("/kubepods.slice/kubepods-pod1.slice/abc") is bounded
+    assert memory_bounded(None)

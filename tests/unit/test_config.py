@@ -88,13 +88,27 @@ def test_root_needs_no_credentials() -> None:
         ({"cpu-quota": "-1", "cpu-period": "100000"}, MachineSize(1280, 1)),
         ({"cpu-quota": "9900000", "cpu-period": "100000"}, MachineSize(1280, 16)),
         ({"memory": str(1 << 50)}, MachineSize(65536, 1)),
+        ({"cpu-quota": "-1", "cpu-shares": "8192"}, MachineSize(1280, 8)),
+        ({"cpu-shares": "1025"}, MachineSize(1280, 2)),
+        ({"cpu-quota": "400000", "cpu-period": "100000", "cpu-shares": "2"}, MachineSize(1280, 4)),
     ],
 )
 def test_machine_size(annotations: dict[str, str], size: MachineSize) -> None:
     full = {f"io.kubernetes.cri.sandbox-{key}": value for key, value in annotations.items()}
-    assert machine_size(full, RuntimeConfig()) == size
+    assert machine_size(full, RuntimeConfig(), memory_bounded=True) == size
+
+
+def test_a_container_without_a_limit_has_the_memory_of_a_pod_without_one() -> None:
+    """The sidecar's limit is the only one, and not the pod's."""
+
+    def memory_mib(limit_mib: int) -> int:
+        limit = {"io.kubernetes.cri.sandbox-memory": str(limit_mib << 20)}
+        return machine_size(limit, RuntimeConfig(), memory_bounded=False).memory_mib
+
+    assert (memory_mib(128), memory_mib(2048)) == (256 + 1024, 256 + 2048)
 
 
 def test_a_size_that_is_no_number_is_named() -> None:
+    malformed = {"io.kubernetes.cri.sandbox-memory": "1Gi"}
     with pytest.raises(InvalidRequest, match="sandbox-memory"):
-        machine_size({"io.kubernetes.cri.sandbox-memory": "1Gi"}, RuntimeConfig())
+        machine_size(malformed, RuntimeConfig(), memory_bounded=True)

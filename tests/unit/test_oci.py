@@ -190,6 +190,10 @@ def test_the_nodes_namespaces_are_refused(spec: dict[str, Any], field: str) -> N
     [
         (changed(devices=[{"path": "/dev/sda", "type": "b"}]), "block device /dev/sda"),
         (changed(resources={"devices": [{"allow": True, "access": "rwm"}]}), "privileged"),
+        (
+            changed(resources={"hugepageLimits": [{"pageSize": "2MB", "limit": 1 << 21}]}),
+            "2MB huge pages",
+        ),
     ],
 )
 def test_what_needs_the_node_is_refused(spec: dict[str, Any], field: str) -> None:

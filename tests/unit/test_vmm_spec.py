@@ -46,7 +46,7 @@ def test_whole_command_line() -> None:
         "-name",
         "kangaroo-0123",
         "-M",
-        "microvm,accel=kvm,pcie=on,pit=off,memory-backend=mem",
+        "microvm,accel=kvm,pcie=on,pit=off,memory-backend=mem,dump-guest-core=off",
         "-bios",
         "qboot.rom",
         "-cpu",
@@ -123,7 +123,9 @@ def test_network_without_vhost_net() -> None:
 
 def test_emulated_machine_asks_for_every_cpu_feature() -> None:
     words = argv(dataclasses.replace(SPEC, accelerator=Accelerator.TCG))
-    assert option("-M", words) == ["microvm,accel=tcg,pcie=on,memory-backend=mem"]
+    assert option("-M", words) == [
+        "microvm,accel=tcg,pcie=on,memory-backend=mem,dump-guest-core=off"
+    ]
     assert option("-cpu", words) == ["max"]
 
 

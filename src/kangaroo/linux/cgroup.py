@@ -43,6 +43,18 @@ def parse(cgroups_path: str) -> Scope | Path:
     return _checked(ROOT / relative, relative, cgroups_path)
 
 
+def memory_bounded(cgroups_path: str | None) -> bool:
+    """Whether the group above the one that `cgroups_path` names has a memory limit. kubelet gives a
+    pod's group one when each of the pod's containers has. True when it cannot be read.
+    """
+    try:
+        group = parse(cgroups_path or "")
+        above = (group if isinstance(group, Path) else group.path).parent
+        return (above / "memory.max").read_text().strip() != "max"
+    except (OSError, ValueError):
+        return True
+
+
 def _checked(result: _Group, relative: str, cgroups_path: str) -> _Group:
     if not relative or any(part in ("", ".", "..") for part in relative.split("/")):
         raise ValueError(f"cgroup path {cgroups_path!r} is not usable")

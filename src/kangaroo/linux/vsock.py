@@ -16,6 +16,8 @@ _VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60
 _FIRST_GUEST_CID = 3
 _LAST_GUEST_CID = 0xFFFFFFFE
 _CID_ATTEMPTS = 64
+_FIRST_PORT = 1024
+_PORT_ATTEMPTS = 64
 
 
 def open_guest_cid() -> tuple[int, int]:
@@ -49,12 +51,29 @@ def _claim_cid(fd: int) -> int:
 
 
 def listen(backlog: int = 64) -> socket.socket:
-    """A listening vsock socket on a port that the kernel chose; `getsockname()[1]` is the port."""
+    """A listening vsock socket on a port drawn at random; `getsockname()[1]` is the port.
+
+    Every guest reaches every listener, and the ports that the kernel gives are consecutive: a guest
+    that knows its own would know its neighbours'. Raises OSError.
+    """
     sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        sock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+        _bind(sock)
         sock.listen(backlog)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _bind(sock: socket.socket) -> None:
+    for _ in range(_PORT_ATTEMPTS):
+        port = _FIRST_PORT + secrets.randbelow(socket.VMADDR_PORT_ANY - _FIRST_PORT)
+        try:
+            sock.bind((socket.VMADDR_CID_ANY, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return
+    raise OSError(errno.EADDRINUSE, "no free vsock port")

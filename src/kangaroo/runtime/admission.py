@@ -28,6 +28,7 @@ def check_container(spec: Spec) -> None:
     _require_namespaces(spec)
     _refuse_privileged(spec)
     _refuse_devices(spec)
+    _refuse_huge_pages(spec)
 
 
 def network_namespace(spec: Spec) -> str | None:
@@ -72,6 +73,13 @@ def _refuse_devices(spec: Spec) -> None:
     for device in _linux(spec).get("devices") or ():
         kind = _DEVICE_KINDS.get(str(device.get("type")), "device")
         raise _refusal(f"{kind} {device.get('path')}", "devices of the node are not in the guest")
+
+
+def _refuse_huge_pages(spec: Spec) -> None:
+    # kubelet sends a limit of 0 for each size that was not asked for.
+    for entry in _linux(spec).get("resources", {}).get("hugepageLimits") or ():
+        if entry.get("limit"):
+            raise _refusal(f"{entry.get('pageSize')} huge pages", "the guest has none of its own")
 
 
 def _refusal(what: str, why: str) -> Unsupported:

@@ -33,6 +33,7 @@ Message = dict[str, Any]
 _PIDS_S, _STATS_S = 2.0, 5.0
 _POWER_OFF_S = 5.0
 _TEXT_LIMIT = 4096  # of what a guest says is wrong: it goes to the API server
+_LAST_CODE, _LAST_TIME_NS = 255, 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,9 @@ class AgentClient:
         answer = await self._call(
             Method.WAIT_PROCESS, wait_s=None, container_id=container_id, exec_id=exec_id
         )
-        return ProcessExit(_integer(answer, "exit_code"), _integer(answer, "exited_at_ns"))
+        code, time_ns = _integer(answer, "exit_code"), _integer(answer, "exited_at_ns")
+        # Whatever a guest says, containerd has to be told of the exit.
+        return ProcessExit(max(0, min(code, _LAST_CODE)), max(0, min(time_ns, _LAST_TIME_NS)))
 
     async def delete_process(self, *, container_id: str, exec_id: str) -> None:
         """Forget an exited process; deleting the init deletes the container."""

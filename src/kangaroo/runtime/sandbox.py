@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kangaroo.errors import FailedPrecondition, KangarooError, NotFound, Unavailable
+from kangaroo.linux import cgroup
 from kangaroo.nas import client_identity
 from kangaroo.nas import passthrough as nas_passthrough
 from kangaroo.nas.passthrough import PassthroughPolicy
@@ -262,12 +263,13 @@ def _plan(
     policy = nas_passthrough.policy(annotations)
     admission.check_sandbox(spec)
     pod = PodName.of(annotations)
+    cgroups_path = (spec.get("linux") or {}).get("cgroupsPath")
     identity = client_identity.kernel_parameter(pod.uid if pod else None, sandbox_id)
     placement = Placement(
         sandbox_id=sandbox_id,
-        size=machine_size(annotations, config),
+        size=machine_size(annotations, config, memory_bounded=cgroup.memory_bounded(cgroups_path)),
         netns=admission.network_namespace(spec),
-        cgroups_path=(spec.get("linux") or {}).get("cgroupsPath"),
+        cgroups_path=cgroups_path,
         pod=pod,
         kernel_parameters=(*oci.kernel_parameters(spec), identity),
     )

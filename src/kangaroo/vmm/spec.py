@@ -122,7 +122,9 @@ def _base(spec: MachineSpec) -> Iterator[str]:
     # A PIT that nobody programs ticks all the same, and each tick wakes QEMU and stops the guest.
     # Linux does without it where KVM gives it a clock and timers.
     timers = ",pit=off" if kvm else ""
-    yield from ("-M", f"microvm,accel={spec.accelerator.value},pcie=on{timers},memory-backend=mem")
+    # With `dump-guest-core` a QEMU that crashes would write the guest's memory to the node's disk.
+    machine = f"microvm,accel={spec.accelerator.value},pcie=on{timers}"
+    yield from ("-M", f"{machine},memory-backend=mem,dump-guest-core=off")
     # The default, SeaBIOS, puts the ACPI tables at the end of memory, and then loads the initrd
     # there, over them as it happens to be long. Without its tables the guest finds no PCI.
     yield from ("-bios", "qboot.rom")
