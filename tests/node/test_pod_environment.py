@@ -23,6 +23,11 @@ VOLUMES = {
     "/etc/about": "about",
 }
 
+# The node's own programs: busybox has no iptables.
+LIBRARY = "/node/lib/x86_64-linux-gnu"
+NODES = f"{LIBRARY}/ld-linux-x86-64.so.2 --library-path {LIBRARY} /node/sbin"
+IPTABLES = f"XTABLES_LIBDIR={LIBRARY}/xtables XTABLES_LOCKFILE=/tmp/lock {NODES}"
+
 
 def secret(value: str) -> pods.Document:
     data = {"key": base64.b64encode(value.encode()).decode()}
@@ -48,6 +53,11 @@ def surrounded_pod() -> pods.Document:
             securityContext=user,
         ),
         container("root", f"httpd -p 8080 -h /disk; {IDLE}", mounts=VOLUMES),
+        container(
+            "admin",
+            mounts={"/node": "node"},
+            securityContext={"capabilities": {"add": ["NET_ADMIN"]}},
+        ),
         metadata={"labels": {"colour": "red"}},
         hostname="the-host",
         securityContext={"fsGroup": 2000},
@@ -60,6 +70,7 @@ def surrounded_pod() -> pods.Document:
             {"name": "secret", "secret": {"secretName": "secret"}},
             {"name": "settings", "configMap": {"name": "settings"}},
             {"name": "about", "downwardAPI": {"items": [label]}},
+            {"name": "node", "hostPath": {"path": "/usr"}},
         ],
     )
 
@@ -152,6 +163,19 @@ def test_guest_takes_the_pods_interface(space: pods.Space) -> None:
     inside = space.say("main", "ip -4 -o address show dev eth0; ip route", container="root")
     assert f"inet {mine}/" in inside
     assert "default via" in inside
+
+
+@pytest.mark.parametrize("kind", ["nft", "legacy"])
+def test_a_pod_has_a_firewall_of_its_own(space: pods.Space, kind: str) -> None:
+    """As the proxies of service meshes make it, with iptables of either kind."""
+    rule = "OUTPUT -p tcp --dport 81 -m owner --uid-owner 0 -j REDIRECT --to-ports 8080"
+    table = f"{IPTABLES}/xtables-{kind}-multi iptables -t nat"
+    space.run("main", "echo redirected > /disk/i", container="root")
+    fetch = "wget -qO- -T 30 http://127.0.0.1:81/i"
+    assert space.run("main", fetch, container="root", check=False).status != 0
+    space.run("main", f"{table} -A {rule}", container="admin")
+    assert space.say("main", fetch, container="root") == "redirected"
+    space.run("main", f"{table} -D {rule}", container="admin")
 
 
 REFUSED: dict[str, tuple[pods.Document, pods.Document, str]] = {
