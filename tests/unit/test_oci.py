@@ -148,6 +148,24 @@ def test_the_original_is_not_changed() -> None:
     assert before == SPEC
 
 
+@pytest.mark.parametrize(
+    ("sysctls", "reason"),
+    [
+        ({"net.ipv4.conf.eth0.arp_ignore": "1"}, "before it has that interface"),
+        ({"net/ipv6/neigh/eth0/gc_stale_time": "1"}, "before it has that interface"),
+        ({f"net.core.x{number:03}": "1" * 256 for number in range(6)}, "more than 1536 bytes"),
+    ],
+)
+def test_sysctls_that_would_do_nothing_are_refused(sysctls: dict[str, str], reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        oci.kernel_parameters(changed(sysctl=sysctls))
+
+
+def test_sysctls_of_every_interface_are_not_refused() -> None:
+    spec = changed(sysctl={"net.ipv4.conf.default.arp_ignore": "1", "net.ipv6.conf.all.mtu": "1"})
+    assert len(oci.kernel_parameters(spec)) == 2
+
+
 def test_sysctls_become_kernel_parameters() -> None:
     spec = changed(sysctl={"net.ipv4.ping_group_range": "0 1", "kernel.shm_rmid_forced": "1"})
     assert oci.kernel_parameters(spec) == (
