@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 import subprocess
@@ -25,7 +26,8 @@ pytestmark = [
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Iterator[SharedDirectory]:
-    directory = SharedDirectory(tmp_path / "shared")
+    (tmp_path / "state").mkdir()
+    directory = SharedDirectory(tmp_path / "state" / "shared")
     directory.prepare()
     yield directory
     directory.destroy()
@@ -241,6 +243,36 @@ def test_a_daemon_that_does_not_answer_stops_nobody(
             mount.umount(source, UmountFlag.DETACH)
     finally:
         os.close(daemon)
+
+
+def test_what_is_above_all_trees_can_be_bound_into_each(tmp_path: Path) -> None:
+    """A hostPath of / or /run: the trees themselves are not in it, or each would hold all others
+    and the node's mounts double with each."""
+    run = tmp_path / "run"
+    run.mkdir()
+    mount.mount("run", run, "tmpfs")
+    mount.make_private(run)
+    mount.make_shared(run)
+    trees = [SharedDirectory(run / f"sandbox{number}" / "shared") for number in range(6)]
+
+    def mounts() -> int:
+        return sum(entry.mount_point.startswith(str(run)) for entry in mountinfo.read())
+
+    grown = [mounts()]
+    try:
+        for tree in trees:
+            tree.root.parent.mkdir()
+            tree.prepare()
+            assert (bind(tree, 0, run) / "sandbox0").is_dir()
+            grown.append(mounts())
+        steps = [later - before for before, later in itertools.pairwise(grown)]
+        assert max(steps) - min(steps) <= len(trees), steps
+        for tree in trees:
+            tree.destroy()
+            tree.root.parent.rmdir()
+        assert mounts() == 1
+    finally:
+        mount.umount(run, UmountFlag.DETACH)
 
 
 def test_a_socket_is_refused(shared: SharedDirectory, tmp_path: Path) -> None:

@@ -171,6 +171,11 @@ def make_slave(target: str | os.PathLike[str], *, recursive: bool = False) -> No
     _set_propagation(target, MountFlag.SLAVE, recursive)
 
 
+def make_unbindable(target: str | os.PathLike[str]) -> None:
+    """Private, and left out with all beneath when a tree above is bound recursively."""
+    _set_propagation(target, MountFlag.UNBINDABLE, False)
+
+
 def make_private(target: str | os.PathLike[str], *, recursive: bool = False) -> None:
     """Mounts neither come nor go."""
     _set_propagation(target, MountFlag.PRIVATE, recursive)

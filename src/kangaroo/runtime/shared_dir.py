@@ -58,20 +58,27 @@ class RootfsMount:
 
 
 class SharedDirectory:
-    """One sandbox's exported tree. Every method is idempotent; mount errors are `MountFailed`."""
+    """One sandbox's exported tree, in a directory of the sandbox's own. Every method is idempotent;
+    mount errors are `MountFailed`.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def prepare(self) -> None:
-        """Make the directory a shared mount of its own."""
+        """Make the directory a shared mount of its own, within one of the directory above it."""
         self.root.mkdir(mode=0o755, exist_ok=True)
         if mountinfo.at(str(self.root), mountinfo.read()) is None:
-            mount.bind(self.root, self.root)
-            # Out of the peer group of /run first: its other members must not get a copy of every
-            # mount made here.
-            mount.make_private(self.root)
+            above = self.root.parent
+            for directory in (above, self.root):
+                mount.bind(directory, directory)
+                # Out of the peer group of /run first: its other members must not get a copy of
+                # every mount made here.
+                mount.make_private(directory)
             mount.make_shared(self.root)
+            # A pod's hostPath of / or /run is bound recursively: were the trees of all sandboxes in
+            # it, each such pod would double the mounts of the node.
+            mount.make_unbindable(above)
 
     def mount_rootfs(self, container_id: str, rootfs: Sequence[RootfsMount]) -> None:
         """Mount a container's root on `<container>/rootfs`."""
@@ -142,6 +149,7 @@ class SharedDirectory:
             pass
         except OSError as error:  # what is left goes with the state directory
             _LOG.warning("cannot remove path=%s error=%s", self.root, error)
+        _detach_below(self.root.parent)
 
 
 def _parse_options(options: Sequence[str]) -> tuple[MountFlag, str]:
