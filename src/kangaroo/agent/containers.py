@@ -16,11 +16,20 @@ from kangaroo.agent.crun import Crun, read_pid, remove_file, write_file
 from kangaroo.agent.loop import PRIORITY, Future, Loop
 from kangaroo.agent.nas import Volumes
 from kangaroo.agent.stdio import ConsoleSocket, Dial, Streams
-from kangaroo.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound
+from kangaroo.errors import (
+    AlreadyExists,
+    CommandFailed,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidRequest,
+    NotFound,
+)
 from kangaroo.linux.mount import UmountFlag, umount
 
 BIND_TIMEOUT_S = 30.0
 _PLACES = "volumes"
+_LOAD_FIREWALL = ("/sbin/modprobe", "--all", "--quiet", "ip_tables", "ip6_tables")
+_LOAD_TIMEOUT_S = 10.0
 
 
 class Process:
@@ -93,6 +102,7 @@ class Containers:
         try:
             os.makedirs(container.directory, mode=0o700)
             await self._place_volumes(container, spec, volumes)
+            await self._load_firewall(spec)
             spec.setdefault("linux", {})["cgroupsPath"] = f"/{PARENT}/{container_id}"
             spec["process"]["terminal"] = stdio["terminal"]
             write_file(f"{container.directory}/config.json", json.dumps(spec))
@@ -103,6 +113,16 @@ class Containers:
             raise
         self._watch_memory(container)
         return process.pid
+
+    async def _load_firewall(self, spec: dict[str, Any]) -> None:
+        """For a container that may make rules: iptables of the older kind does not find its modules
+        by itself, as it does everything else. A failure is logged.
+        """
+        if "CAP_NET_ADMIN" in spec["process"].get("capabilities", {}).get("bounding", ()):
+            try:
+                await self._children.run(_LOAD_FIREWALL, timeout_s=_LOAD_TIMEOUT_S)
+            except (OSError, CommandFailed, DeadlineExceeded) as error:
+                log.info("iptables is not loaded", error=error)
 
     async def start(self, *, container_id: str) -> None:
         """Run the program. A repeat is harmless."""
