@@ -11,6 +11,8 @@ from kangaroo.errors import InvalidRequest, NotFound
 _IP = "/usr/bin/ip"
 _TIMEOUT_S = 30.0
 _CLASS_NET = "/sys/class/net"
+# Keys of a route that may be null, and ip-route(8)'s words for them.
+_OPTIONAL = {"scope": "scope", "mtu": "mtu", "metric": "metric", "source": "src"}
 
 
 async def configure(
@@ -56,11 +58,7 @@ def batch(
         if current != name:
             lines.append(f"link set dev {current} name {name}")
         lines.append(f"link set dev {name} mtu {interface['mtu']} up")
-        for address in interface["addresses"]:
-            # Without duplicate address detection: CNI owns the address, and a tentative one cannot
-            # be used.
-            nodad = " nodad" if ":" in address else ""
-            lines.append(f"address replace {address} dev {name}{nodad}")
+        lines.extend(_address(address, name) for address in interface["addresses"])
     lines.extend(_neighbour(neighbour) for neighbour in neighbours)
     lines.extend(_route(route) for route in routes)
     for line in lines:
@@ -69,18 +67,37 @@ def batch(
     return "\n".join(lines) + "\n"
 
 
+def _address(address: dict[str, Any], device: str) -> str:
+    words = ["address", "replace", address["address"]]
+    if address["peer"] is not None:
+        words += ["peer", address["peer"]]
+    words += ["dev", device]
+    if address["scope"] is not None:
+        words += ["scope", address["scope"]]
+    # What there is on the link is among the routes: not every CNI plugin leaves the prefix there.
+    words.append("noprefixroute")
+    if ":" in address["address"]:
+        # Without duplicate address detection: CNI owns the address, and a tentative one cannot be
+        # used.
+        words.append("nodad")
+    return " ".join(words)
+
+
 def _neighbour(neighbour: dict[str, Any]) -> str:
     address, mac, device = neighbour["address"], neighbour["mac"], neighbour["device"]
     return f"neighbour replace {address} lladdr {mac} dev {device} nud permanent"
 
 
 def _route(route: dict[str, Any]) -> str:
-    words = ["route", "replace", route["destination"]]
-    if route["gateway"] is not None:
-        words += ["via", route["gateway"]]
-    words += ["dev", route["device"]]
-    if route["scope"] is not None:
-        words += ["scope", route["scope"]]
+    destination, gateway = route["destination"], route["gateway"]
+    words = ["route", "replace", destination]
+    if gateway is not None:
+        other_family = ":" in gateway and ":" not in destination
+        words += ["via", "inet6", gateway] if other_family else ["via", gateway]
+    words += ["dev", route["device"], "proto", str(route["protocol"])]
     if route["onlink"]:
         words.append("onlink")
+    for key, word in _OPTIONAL.items():
+        if route[key] is not None:
+            words += [word, str(route[key])]
     return " ".join(words)

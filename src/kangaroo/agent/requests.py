@@ -90,9 +90,18 @@ def _object(**keys: Check) -> Check:
     return check
 
 
-_INTERFACE = _object(name=_text, mac=_text, mtu=_integer, addresses=_list_of(_text))
+_ADDRESS = _object(address=_text, peer=_optional_text, scope=_optional_text)
+_INTERFACE = _object(name=_text, mac=_text, mtu=_integer, addresses=_list_of(_ADDRESS))
 _ROUTE = _object(
-    destination=_text, gateway=_optional_text, device=_text, scope=_optional_text, onlink=_boolean
+    destination=_text,
+    gateway=_optional_text,
+    device=_text,
+    scope=_optional_text,
+    onlink=_boolean,
+    protocol=_integer,
+    mtu=_optional_integer,
+    metric=_optional_integer,
+    source=_optional_text,
 )
 _NEIGHBOUR = _object(address=_text, mac=_text, device=_text)
 _STDIO = _object(terminal=_boolean, stdin=_token, stdout=_token, stderr=_token)

@@ -20,19 +20,24 @@ class Link:
 
 @dataclass(frozen=True)
 class Address:
-    """One address of a link; `scope` is rtnetlink's number (0 global, 253 link)."""
+    """One address of a link; `scope` is rtnetlink's number (0 global, 253 link).
+
+    On a point-to-point link the prefix is that of `peer`, the address at the other end.
+    """
 
     link_index: int
     address: str
     prefix_length: int
     scope: int = 0
+    peer: str | None = None
 
 
 @dataclass(frozen=True)
 class Route:
     """One unicast route of the main table. `destination` is None for a default route.
 
-    `kernel` marks a route that the kernel made for an address; the guest's kernel makes it again.
+    `protocol` is rtnetlink's number of who made it (2 the kernel, for an address; 3 an
+    administrator); `source` is the preferred source address, `mtu` one below the link's.
     """
 
     link_index: int
@@ -41,7 +46,10 @@ class Route:
     family: int
     scope: int = 0
     onlink: bool = False
-    kernel: bool = False
+    protocol: int = 3
+    mtu: int | None = None
+    metric: int | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ _IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
 _TABLE_MAIN = 254
 _TYPE_UNICAST = 1
-_PROTOCOL_KERNEL = 2
 _NUD_PERMANENT = 0x80
 _RTNH_F_ONLINK = 4
 
@@ -44,12 +43,14 @@ def _link(message: Any) -> Link:
 
 def _address(message: Any) -> Address:
     # On a point-to-point link IFA_ADDRESS is the peer's; IFA_LOCAL is always ours where it exists.
-    own = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    peer = message.get_attr("IFA_ADDRESS")
+    own = message.get_attr("IFA_LOCAL") or peer
     return Address(
         link_index=int(message["index"]),
         address=str(own),
         prefix_length=int(message["prefixlen"]),
         scope=int(message["scope"]),
+        peer=str(peer) if peer and peer != own else None,
     )
 
 
@@ -67,14 +68,20 @@ def _routes(ipr: IPRoute) -> list[Route]:
 
 def _route(message: Any, family: int, device: int) -> Route:
     destination = message.get_attr("RTA_DST")
+    metrics = message.get_attr("RTA_METRICS")
+    # RTA_VIA is a gateway of the other family: IPv4 through an IPv6 neighbour.
+    via = message.get_attr("RTA_VIA")
     return Route(
         link_index=device,
         destination=f"{destination}/{message['dst_len']}" if destination else None,
-        gateway=message.get_attr("RTA_GATEWAY"),
+        gateway=str(via["addr"]) if via else message.get_attr("RTA_GATEWAY"),
         family=family,
         scope=int(message["scope"]),
         onlink=bool(int(message["flags"]) & _RTNH_F_ONLINK),
-        kernel=int(message["proto"]) == _PROTOCOL_KERNEL,
+        protocol=int(message["proto"]),
+        mtu=metrics.get_attr("RTAX_MTU") if metrics else None,
+        metric=message.get_attr("RTA_PRIORITY"),
+        source=message.get_attr("RTA_PREFSRC"),
     )
 
 

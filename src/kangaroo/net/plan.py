@@ -6,6 +6,10 @@ that arrives at one is redirected to the other with tc (man 8 tc-mirred), so the
 the interface's MAC and addresses and the rest of the node sees no difference. The interface keeps
 its addresses: they do no harm there, because no frame reaches its protocol stack, and CNI's own
 checks still find them.
+
+Addresses and routes are carried as they are. That takes in the routes that the kernel made for
+addresses, and so those that a plugin took away again (CNI's ptp) are not in the guest either. Only
+what is IPv6 link-local is left to the guest's kernel, which makes its own.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ from kangaroo.net.model import Address, Link, NamespaceState, Neighbour, Route
 TAP_NAME = "kangaroo0"
 GUEST_INTERFACE = "eth0"
 
-_SCOPE_NAMES = {0: None, 200: "site", 253: "link", 254: "host"}
+_SCOPE_LINK = 253
+_SCOPE_NAMES = {0: "global", 200: "site", _SCOPE_LINK: "link", 254: "host"}
+_PROTOCOL_KERNEL = 2
 _ANY = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
 
 
@@ -44,24 +50,40 @@ Operation = SetMtu | RedirectIngress
 
 
 @dataclass(frozen=True)
+class GuestAddress:
+    """An address without a prefix route. The prefix length is at `peer` where there is one.
+
+    `scope` is iproute2's name or number; None for IPv6, where the kernel knows it.
+    """
+
+    address: str
+    peer: str | None = None
+    scope: str | None = None
+
+
+@dataclass(frozen=True)
 class GuestInterface:
-    """What the guest's one interface is configured with."""
+    """What the guest's one interface is configured with; addresses in the order of adding."""
 
     name: str
     mac: str
     mtu: int
-    addresses: tuple[str, ...]
+    addresses: tuple[GuestAddress, ...]
 
 
 @dataclass(frozen=True)
 class GuestRoute:
-    """`destination` is a prefix; `scope` is iproute2's name or None for global."""
+    """`destination` is a prefix; `scope` as in GuestAddress, the rest as in Route."""
 
     destination: str
     gateway: str | None
     device: str
     scope: str | None
     onlink: bool
+    protocol: int
+    mtu: int | None = None
+    metric: int | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,12 +105,12 @@ class GuestNetwork:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Without their prefix lengths: how servers see the guest."""
-        return tuple(
-            address.partition("/")[0]
-            for interface in self.interfaces
-            for address in interface.addresses
-        )
+        """Without their prefix lengths: how servers see the guest. Those of link scope come last,
+        for it reaches servers from another as long as it has one.
+        """
+        every = [address for interface in self.interfaces for address in interface.addresses]
+        every.sort(key=lambda address: address.scope == "link")
+        return tuple(address.address.partition("/")[0] for address in every)
 
 
 @dataclass(frozen=True)
@@ -114,8 +136,10 @@ def plan(state: NamespaceState) -> NetworkPlan | None:
         names = ", ".join(link.name for link in addressed)
         raise Unsupported(f"the pod has several network interfaces ({names}); a sandbox takes one")
     if not addressed or not addressed[0].up:
+        # What a tunnel module puts into every namespace (tunl0) is down, and not what was meant.
+        named = min(addressed or candidates, key=lambda link: not link.up)
         raise FailedPrecondition(
-            f"the pod's interface {(addressed or candidates)[0].name} has no address or is down",
+            f"the pod's interface {named.name} has no address or is down",
             hint="look at the CNI configuration of the node",
         )
     link = addressed[0]
@@ -131,14 +155,13 @@ def _operations(link: Link) -> tuple[Operation, ...]:
 
 
 def _guest(link: Link, state: NamespaceState) -> GuestNetwork:
-    addresses = tuple(f"{a.address}/{a.prefix_length}" for a in _addresses(link, state))
-    interface = GuestInterface(GUEST_INTERFACE, link.mac, link.mtu, addresses)
-    subnets = tuple(ipaddress.ip_interface(address).network for address in addresses)
-    routes = [
-        _route(route, subnets)
-        for route in state.routes
-        if route.link_index == link.index and not route.kernel and not _is_link_local(route)
-    ]
+    addresses = _addresses(link, state)
+    interface = GuestInterface(
+        GUEST_INTERFACE, link.mac, link.mtu, tuple(map(_address, _in_order_of_adding(addresses)))
+    )
+    own = {address.address for address in addresses}
+    carried = [r for r in state.routes if r.link_index == link.index and not _is_the_guests(r)]
+    routes = [_route(route, own, carried) for route in carried]
     # A route through a gateway needs the route to that gateway first.
     routes.sort(key=lambda route: route.gateway is not None)
     neighbours = tuple(
@@ -151,41 +174,92 @@ def _guest(link: Link, state: NamespaceState) -> GuestNetwork:
 
 def _addresses(link: Link, state: NamespaceState) -> list[Address]:
     """The link's addresses; the IPv6 link-local one is left out, for the guest's kernel makes its
-    own.
+    own. One of IPv4 (169.254.0.0/16) is an address like others: no kernel makes it.
     """
     return [
         address
         for address in state.addresses
-        if address.link_index == link.index
-        and not ipaddress.ip_address(address.address).is_link_local
+        if address.link_index == link.index and not _is_link_local(address.address)
     ]
 
 
-def _route(
-    route: Route, subnets: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
-) -> GuestRoute:
-    reachable = route.gateway is None or any(
-        ipaddress.ip_address(route.gateway) in subnet for subnet in subnets
-    )
+def _in_order_of_adding(addresses: list[Address]) -> list[Address]:
+    """IPv4 as listed, IPv6 from the last to the first: the kernel puts a new one before the others
+    (ipv6_link_dev_addr), and which is first decides what the guest's connections come from.
+    """
+    ipv4 = [address for address in addresses if _version(address.address) == 4]
+    ipv6 = [address for address in addresses if _version(address.address) == 6]
+    return ipv4 + ipv6[::-1]
+
+
+def _address(address: Address) -> GuestAddress:
+    scope = _scope(address.scope) if _version(address.address) == 4 else None
+    if address.peer is None:
+        return GuestAddress(f"{address.address}/{address.prefix_length}", None, scope)
+    return GuestAddress(address.address, f"{address.peer}/{address.prefix_length}", scope)
+
+
+def _route(route: Route, own: set[str], carried: list[Route]) -> GuestRoute:
     return GuestRoute(
-        destination=route.destination or _ANY[socket.AddressFamily(route.family)],
+        destination=str(_network(route)),
         gateway=route.gateway,
         device=GUEST_INTERFACE,
-        scope=_SCOPE_NAMES.get(route.scope),
-        onlink=route.onlink or not reachable,
+        scope=_scope(route.scope) if route.family == socket.AF_INET else None,
+        onlink=route.onlink or not _reaches_gateway(route, carried),
+        protocol=route.protocol,
+        mtu=route.mtu,
+        metric=route.metric,
+        # The guest's kernel refuses a source that it does not have: one on the loopback interface
+        # or a link-local one.
+        source=route.source if route.source in own else None,
     )
 
 
-def _is_link_local(route: Route) -> bool:
-    if route.destination is None:
+def _reaches_gateway(route: Route, carried: list[Route]) -> bool:
+    """Whether the guest's kernel takes the route without `onlink`, as the pod's did once: its
+    gateway is link-local, or what is on the way to it is a neighbour's (fib_check_nh_v4_gw,
+    ip6_route_check_nh). The route that was there then may have gone.
+    """
+    if route.gateway is None:
+        return True
+    if _is_link_local(route.gateway):
+        return True
+    gateway = ipaddress.ip_address(route.gateway)
+    on_the_way = [other for other in carried if gateway in _network(other)]
+    if not on_the_way:
         return False
-    network = ipaddress.ip_network(route.destination, strict=False)
-    return network.version == 6 and (network.is_link_local or network.is_multicast)
+    nearest = max(on_the_way, key=lambda other: _network(other).prefixlen)
+    return nearest.gateway is None and (gateway.version == 6 or nearest.scope >= _SCOPE_LINK)
+
+
+def _network(route: Route) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(route.destination or _ANY[socket.AddressFamily(route.family)])
+
+
+def _version(address: str) -> int:
+    return ipaddress.ip_address(address).version
+
+
+def _is_link_local(address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    return parsed.version == 6 and parsed.is_link_local
+
+
+def _scope(number: int) -> str:
+    return _SCOPE_NAMES.get(number, str(number))
+
+
+def _is_the_guests(route: Route) -> bool:
+    """Whether the guest's kernel makes the route, with its own link-local address."""
+    network = _network(route)
+    of_kernel = network.is_link_local and route.protocol == _PROTOCOL_KERNEL
+    return network.version == 6 and (network.is_multicast or of_kernel)
 
 
 __all__ = [
     "GUEST_INTERFACE",
     "TAP_NAME",
+    "GuestAddress",
     "GuestInterface",
     "GuestNeighbour",
     "GuestNetwork",

@@ -271,7 +271,7 @@ def _plan(
         netns=admission.network_namespace(spec),
         cgroups_path=cgroups_path,
         pod=pod,
-        kernel_parameters=(*oci.kernel_parameters(spec), identity),
+        kernel_parameters=(identity, *oci.kernel_parameters(spec)),
     )
     config.require_guest_image()
     config.credentials()
@@ -328,9 +328,7 @@ async def _introduce(agent: AgentClient, sandbox_id: str, hostname: str) -> None
 
 def _network_message(network: GuestNetwork) -> dict[str, list[dict[str, Any]]]:
     return {
-        "interfaces": [
-            {**asdict(item), "addresses": list(item.addresses)} for item in network.interfaces
-        ],
+        "interfaces": [asdict(interface) for interface in network.interfaces],
         "routes": [asdict(route) for route in network.routes],
         "neighbours": [asdict(neighbour) for neighbour in network.neighbours],
     }
