@@ -54,7 +54,10 @@ class _Build:
 
     def run(self) -> manifest.Manifest:
         debian.bootstrap(
-            self.packages, (*recipe.PACKAGES, *recipe.BUILD_PACKAGES), variant="extract"
+            self.packages,
+            (*recipe.PACKAGES, *recipe.BUILD_PACKAGES),
+            variant="extract",
+            security=True,
         )
         (modules,) = (self.packages / "usr/lib/modules").iterdir()
         self.release = modules.name

@@ -23,19 +23,30 @@ def mirror() -> str:
     """
     if override := os.environ.get("KANGAROO_DEBIAN_MIRROR"):
         return override.rstrip("/")
+    uri = _archive("debian")
+    if uri is None:
+        raise FailedPrecondition(
+            "apt on this machine is configured with no Debian archive",
+            hint="set KANGAROO_DEBIAN_MIRROR to the URI of one",
+        )
+    return uri
+
+
+def security_mirror() -> str | None:
+    """Likewise of Debian's security archive; `KANGAROO_DEBIAN_SECURITY_MIRROR` overrides it, and
+    may be empty. None when there is none.
+    """
+    override = os.environ.get("KANGAROO_DEBIAN_SECURITY_MIRROR")
+    return _archive("debian-security") if override is None else override.rstrip("/") or None
+
+
+def _archive(name: str) -> str | None:
+    """The URI of an archive that apt is configured with, by the last part of its path."""
     targets = _apt_output(
         "apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages"
     )
-    for line in targets.splitlines():
-        uri = line.partition(" ")[0].rstrip("/")
-        # The archive proper is called "debian"; "debian-security" and "debian-debug" have other
-        # suites.
-        if urlsplit(uri).path.rpartition("/")[2] == "debian":
-            return uri
-    raise FailedPrecondition(
-        "apt on this machine is configured with no Debian archive",
-        hint="set KANGAROO_DEBIAN_MIRROR to the URI of one",
-    )
+    uris = (line.partition(" ")[0].rstrip("/") for line in targets.splitlines())
+    return next((uri for uri in uris if urlsplit(uri).path.rpartition("/")[2] == name), None)
 
 
 def bootstrap(
@@ -46,6 +57,7 @@ def bootstrap(
     variant: str = "minbase",
     hooks: Sequence[str] = (),
     aptopts: Sequence[str] = (),
+    security: bool = False,
     environment: Mapping[str, str] | None = None,
     timeout_s: float = BOOTSTRAP_TIMEOUT_S,
 ) -> None:
@@ -54,6 +66,7 @@ def bootstrap(
     `target` is a directory, or a file name whose suffix tells mmdebstrap the format (`.tar`,
     `.ext2`, …). `variant` is mmdebstrap's: "extract" unpacks without running any package's scripts,
     "minbase" installs. `hooks` and `aptopts` are passed as `--customize-hook` and `--aptopt`.
+    With `security` packages come from the security archive, too, where the machine knows one.
     `environment` is added to the child's. Raises CommandFailed, DeadlineExceeded.
     """
     if shutil.which("mmdebstrap") is None:
@@ -68,6 +81,8 @@ def bootstrap(
         str(target),
         mirror(),
     ]
+    if security and (archive := security_mirror()):
+        argv.append(f"deb {archive} {suite}-security main")
     run_sync(argv, timeout_s=timeout_s, env={**os.environ, **(environment or {})})
 
 
