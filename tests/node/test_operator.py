@@ -15,6 +15,8 @@ from tests.node import pods, waiting
 from tests.node.csi_driver import UNIT
 from tests.node.pods import PASSTHROUGH, container, pod
 
+from kangaroo.linux import vsock
+
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
@@ -130,4 +132,6 @@ def test_sandboxes_are_listed_with_their_processes(space: pods.Space) -> None:
     # The pod asks for nothing: when the node's memory ends, it goes first, as with runc.
     for pid in (only["qemu"]["pid"], only["virtiofsd"]["pid"]):
         assert space.node.exec(["cat", f"/proc/{pid}/oom_score_adj"]).stdout == "1000\n"
+    user = int(space.node.exec(["stat", "--format=%u", f"/proc/{only['qemu']['pid']}"]).stdout)
+    assert vsock.FIRST_GUEST_CID <= user <= vsock.LAST_GUEST_CID, "not one of the sandbox's own"
     assert only["memory_bytes"] > 16 << 20

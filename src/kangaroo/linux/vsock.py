@@ -13,8 +13,10 @@ VHOST_VSOCK_PATH = "/dev/vhost-vsock"
 
 # _IOW(VHOST_VIRTIO = 0xAF, 0x60, __u64)
 _VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60
-_FIRST_GUEST_CID = 3
-_LAST_GUEST_CID = 0xFFFFFFFE
+# As user ids these are nobody's either: they lie between what systemd gives to containers and to
+# foreign images (UIDS-GIDS in systemd's documentation).
+FIRST_GUEST_CID = 0x70000000
+LAST_GUEST_CID = 0x7FFDFFFF
 _CID_ATTEMPTS = 64
 _FIRST_PORT = 1024
 _PORT_ATTEMPTS = 64
@@ -39,7 +41,7 @@ def open_guest_cid() -> tuple[int, int]:
 
 def _claim_cid(fd: int) -> int:
     for _ in range(_CID_ATTEMPTS):
-        cid = _FIRST_GUEST_CID + secrets.randbelow(_LAST_GUEST_CID - _FIRST_GUEST_CID)
+        cid = FIRST_GUEST_CID + secrets.randbelow(LAST_GUEST_CID - FIRST_GUEST_CID + 1)
         try:
             fcntl.ioctl(fd, _VHOST_VSOCK_SET_GUEST_CID, struct.pack("=Q", cid))
         except OSError as error:

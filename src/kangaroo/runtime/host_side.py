@@ -310,7 +310,7 @@ class HostSide:
         self.machine = await Machine.launch(
             spec,
             paths=LaunchPaths(self.paths.qmp_socket, self.paths.qemu_log),
-            confinement=self._confinement(),
+            confinement=self._confinement(vsock_device.cid),
             timeout_s=self.config.boot_timeout_s,
         )
         identity = ProcessIdentity.of(self.machine.pid)
@@ -338,12 +338,17 @@ class HostSide:
         mac = self.network.plan.guest.interfaces[0].mac
         return NetworkDevice(mac=mac, tap_fd=self.network.tap_fd, vhost_fd=vhost_fd)
 
-    def _confinement(self) -> Confinement:
+    def _confinement(self, cid: int) -> Confinement:
         netns = self.placement.netns
+        credentials = self.config.credentials()
+        if credentials is not None:
+            # A user of its own, as unique as the context id: who breaks out into one QEMU must not
+            # read another's memory.
+            credentials = dataclasses.replace(credentials, uid=cid)
         return Confinement(
             cgroup=self._cgroup,
             netns=Path(netns) if netns is not None else None,
-            credentials=self.config.credentials(),
+            credentials=credentials,
         )
 
 
