@@ -23,7 +23,7 @@ from kangaroo.csi.context import Context
 from kangaroo.csi.controller import Controller
 from kangaroo.csi.copies import Copies
 from kangaroo.csi.share import Worker
-from kangaroo.csi.volume_id import decode, decode_snapshot
+from kangaroo.csi.volume_id import decode, decode_snapshot, token_of
 from kangaroo.errors import (
     Aborted,
     AlreadyExists,
@@ -34,6 +34,7 @@ from kangaroo.errors import (
     MountFailed,
     NotFound,
     OutOfRange,
+    Unavailable,
 )
 from kangaroo.nas.volume import NasVolume
 from kangaroo.wire.gen import csi_pb2 as csi
@@ -327,15 +328,45 @@ def test_copies_on_a_dead_share_hold_up_none_on_another() -> None:
         async def succeed() -> None:
             return
 
+        async def join(number: int, run: Callable[[], Awaitable[None]], patience_s: float) -> bool:
+            named = {"share": "dead", "source": f"source {number % 3}"}
+            return await copies.join(str(number), run, patience_s=patience_s, **named)
+
         for number in range(6):
-            named = {"share": "dead", "source": "source"}
-            assert not await copies.join(str(number), waits(number), patience_s=0, **named)
+            assert not await join(number, waits(number), 0)
         assert await copies.join("made", succeed, share="well", source="source", patience_s=5)
         assert begun == [0, 1, 2, 3]
         gate.set()
         for number in range(6):
-            assert await copies.join(str(number), succeed, patience_s=5, **named)
+            assert await join(number, succeed, 5)
         assert sorted(begun) == [0, 1, 2, 3, 4, 5]
+
+    run(test)
+
+
+def test_copies_of_one_volume_hold_up_none_of_another() -> None:
+    """Reading a sparse file may take days where the server does not tell of holes."""
+
+    async def test() -> None:
+        copies = Copies()
+        gate = asyncio.Event()
+
+        async def succeed() -> None:
+            return
+
+        async def wait() -> None:
+            await gate.wait()
+
+        for number in range(6):
+            assert not await copies.join(
+                str(number), wait, share="nas", source="endless", patience_s=0
+            )
+        assert await copies.join("made", succeed, share="nas", source="another", patience_s=5)
+        gate.set()
+        for number in range(6):
+            assert await copies.join(
+                str(number), succeed, share="nas", source="endless", patience_s=5
+            )
 
     run(test)
 
@@ -347,6 +378,19 @@ def test_a_copy_that_gets_nowhere_is_given_up(nas: Nas) -> None:
         worker = Worker(nas.work, timeout_s=20, stall_timeout_s=0.5)
         dead = replace(shares.of(made, {}), server="dead")
         await fails(DeadlineExceeded, worker.fill(dead, made.token, 0o755), "no progress within")
+
+    run(test)
+
+
+def test_a_worker_that_is_killed_may_have_begun(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a final error the provisioner would not delete what was begun."""
+
+    def command(_: NasVolume, __: str) -> tuple[str, ...]:
+        return ("sh", "-c", "kill -KILL $PPID")
+
+    async def test() -> None:
+        monkeypatch.setattr(mount_helper, "command", command)
+        await fails(Unavailable, nas.create("v"), "create on nas:/a: its process was killed by")
 
     run(test)
 
@@ -382,7 +426,7 @@ def test_a_copying_worker_that_is_killed_is_gone_on_from(nas: Nas) -> None:
             killed += bool(pids)
             try:
                 await made
-            except KangarooError:
+            except Unavailable:  # which says that it may be under way
                 # It may have been killed after it had written down that the copy is whole.
                 listed = [one.snapshot for one in (await nas.call("ListSnapshots")).entries]
                 ready = [one.snapshot_id for one in listed if one.ready_to_use]
@@ -448,6 +492,72 @@ def test_the_configuration_names_shares(nas: Nas) -> None:
         assert one.volume.volume_id == made
 
     run(test)
+
+
+def test_the_configuration_says_how_a_share_is_mounted(nas: Nas) -> None:
+    """Else it is mounted over version 3, which its server may not have, and as it was used."""
+    mounted: list[tuple[str, str]] = []
+
+    async def test() -> None:
+        make = nas.command
+
+        def command(volume: NasVolume, target: str) -> tuple[str, ...]:
+            mounted.append((volume.version, ",".join(volume.options)))
+            return make(volume, target)
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(mount_helper, "command", command)
+            for configured in ("nas:/a", "nas:/a,vers=4.1", "nas:/a,vers=4.1,port=2050"):
+                nas.config = replace(nas.config, shares=(configured,))
+                nas.restart()
+                (one,) = (await nas.call("ListVolumes")).entries
+                assert one.volume.volume_id == made
+                await nas.create("v")  # over version 3
+                await nas.call("ListVolumes")
+                nas.restart()  # now there is a memory of it
+                await nas.call("ListVolumes")
+
+    made = asyncio.run(nas.create("v")).volume_id
+    (nas.work / "shares.json").unlink()
+    run(test)
+    assert [version for version, _ in mounted] == ["3"] * 4 + ["4.1", "3", "4.1", "4.1"] * 2
+    assert {options for version, options in mounted[8:] if version == "4.1"} == {"port=2050"}
+    assert "hard" in mounted[4][1].split(",")
+
+
+def test_a_record_that_csi_cannot_say_is_that_volume_s_condition(nas: Nas) -> None:
+    """And does not fail the listing of the others."""
+
+    async def test() -> None:
+        for name in ("v", "w", "x"):
+            await nas.create(name)
+        changes: list[dict[str, Any]] = [{"capacity": 10**20}, {"subdir": "gone\udcff"}]
+        for name, change in zip(("w", "x"), changes, strict=True):
+            path = nas.path(f"a/.kangaroo/volumes/{token_of(name)}.json")
+            path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        entries = (await nas.call("ListVolumes")).entries
+        said = [entry.status.volume_condition.message for entry in entries]
+        assert len([text for text in said if "is damaged" in text]) == 2
+        assert len([text for text in said if text == "its directory is there"]) == 1
+
+    run(test)
+
+
+def test_capacity_is_asked_for_as_volumes_are_mounted(
+    nas: Nas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted: list[str] = []
+
+    def command(volume: NasVolume, target: str) -> tuple[str, ...]:
+        mounted.append(volume.version)
+        return nas.command(volume, target)
+
+    monkeypatch.setattr(mount_helper, "command", command)
+    capability = {**CAPABILITY, "mount": {"mount_flags": ["vers=4.1"]}}
+    parameters = {"server": "nas", "path": "/a"}
+    fields = {"parameters": parameters, "volume_capabilities": [capability]}
+    assert asyncio.run(nas.call("GetCapacity", **fields)).available_capacity > 0
+    assert mounted == ["4.1"]
 
 
 def test_a_damaged_memory_of_shares_is_forgotten(nas: Nas) -> None:

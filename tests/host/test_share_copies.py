@@ -236,23 +236,77 @@ def test_a_directory_that_is_gone_leaves_nothing(share: Share) -> None:
     assert share.leftovers() == []
 
 
-def test_a_copy_that_another_process_took_over_is_not_taken_for_whole(share: Share) -> None:
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_copy_that_another_node_took_over_is_that_one_s(
+    share: Share, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
     share.volume()
+    taken = share.path / f".kangaroo/making/snapshot-{SNAPSHOT}"
+    links = taken.with_name(f"{taken.name}.links")
+    copy = tree_copy.copy
 
-    def take_over(progress: Progress) -> None:
-        if progress.files == 2:
-            share_copies.clear(share.fd, share_copies.of_snapshot(SNAPSHOT))
-            shutil.copytree(
-                share.path / "v/dir",
-                share.path / f".kangaroo/making/snapshot-{SNAPSHOT}",
-            )
+    def copied(*args: Any) -> None:
+        copy(*args)
+        share_copies.clear(share.fd, share_copies.of_snapshot(SNAPSHOT))
+        for path in (taken / "theirs", links):
+            path.mkdir(parents=True)
+        if fails:
+            raise OSError(errno.ESTALE, "Stale file handle")
 
-    share_snapshots.begin(share.fd, SNAPSHOT, ASKED)
-    with pytest.raises((Busy, OSError)):
-        share_snapshots.fill(share.fd, SNAPSHOT, Progress(take_over), none)
+    begun = share_snapshots.begin(share.fd, SNAPSHOT, ASKED)
+    with monkeypatch.context() as during:
+        during.setattr(tree_copy, "copy", copied)
+        with pytest.raises(Busy):
+            share.snapshot()
     assert not share.data.exists()
-    snapshot = SNAPSHOTS.read(share.fd, SNAPSHOT)
-    assert snapshot is None or not snapshot.whole
+    assert SNAPSHOTS.read(share.fd, SNAPSHOT) == begun
+    assert sorted(share.leftovers()) == [taken.name, links.name]
+    assert (taken / "theirs").exists()
+    assert share.snapshot().whole
+
+
+def test_what_another_node_has_finished_stays(share: Share) -> None:
+    """This one was held up, and comes to the end of its own copy, or of what it was made of."""
+    share.volume()
+    share_snapshots.begin(share.fd, SNAPSHOT, ASKED)
+    share_volumes.create(share.fd, CLONE, FROM_VOLUME, 0o755)
+    for finish, fill in (
+        (share.snapshot, lambda of: share_snapshots.fill(share.fd, SNAPSHOT, of, none)),
+        (share.clone, lambda of: share_volumes.fill(share.fd, CLONE, 0o755, of, none)),
+    ):
+        held_up = True
+
+        def meanwhile(progress: Progress, finish: Any = finish) -> None:
+            nonlocal held_up
+            if held_up and progress.files == 3:
+                held_up = False
+                finish()
+
+        with pytest.raises(Busy):
+            fill(Progress(meanwhile))
+    assert SNAPSHOTS.require(share.fd, SNAPSHOT).whole
+    assert VOLUMES.require(share.fd, CLONE).whole
+    for made in (share.data, share.path / "a/c"):
+        assert facts(made) == facts(share.path / "v")
+    assert share.leftovers() == []
+
+
+def test_a_record_is_not_given_up_once_its_copy_is_whole(share: Share) -> None:
+    """This node finds the source gone, of which another has made all that it was to make."""
+    share.volume()
+    whole = share.clone()
+    VOLUMES.give_up(share.fd, CLONE)
+    assert VOLUMES.read(share.fd, CLONE) == whole
+    VOLUMES.write(share.fd, CLONE, replace(whole, whole=False))
+    VOLUMES.give_up(share.fd, CLONE)
+    assert VOLUMES.read(share.fd, CLONE) is None
+
+
+def test_a_copy_that_is_nowhere_is_not_taken_for_placed(share: Share) -> None:
+    with pytest.raises(Busy, match="was taken away"):
+        share_copies.place(share.fd, share_copies.of_volume(CLONE), share.fd, "c")
+    (share.path / "c").mkdir()
+    share_copies.place(share.fd, share_copies.of_volume(CLONE), share.fd, "c")
 
 
 def kill_everywhere(set_up: str, act: str, then: Any) -> int:
@@ -392,6 +446,8 @@ def document(**changes: Any) -> str:
         *("", "[]", "null", "{}", "\0", document()[:-1], document(version=2), document(more=1)),
         *(document(source=token) for token in ("", "..", "../../victim", 7, None, VOLUME + "\n")),
         *(document(**{key: []}) for key in ("name", "id", "size", "created_s", "whole")),
+        *(document(**{key: number}) for key in ("size", "created_s") for number in (-1, 2**63)),
+        *(document(**{key: "a\udcff"}) for key in ("name", "id", "source_id")),
     ],
 )
 def test_a_damaged_snapshot_record_is_refused_and_can_be_deleted(share: Share, text: str) -> None:

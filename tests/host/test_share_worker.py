@@ -217,6 +217,9 @@ def document(**changes: Any) -> str:
         *(document(subdir=other) for other in (None, 7, ["x"])),
         *(document(on_delete=other) for other in ("burn", None, 3)),
         *(document(**{key: []}) for key in ("name", "capacity", "made")),
+        *(document(capacity=number) for number in (-1, 2**63, 10**20)),
+        *(document(**{key: "a\udcff"}) for key in ("name", "subdir", "id")),
+        document(source={"kind": "volume", "token": TOKEN, "id": "\ud800"}),
     ],
 )
 def test_a_damaged_or_forged_record_deletes_nothing(share: Share, text: str) -> None:

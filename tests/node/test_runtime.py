@@ -266,8 +266,8 @@ def test_sandbox_is_sized_by_the_limits(space: pods.Space) -> None:
     total_kib = int(
         space.say("main", "awk '/MemTotal/{print $2}' /proc/meminfo", container="worker")
     )
-    # "worker" has a limit of 256 MiB, "flaky" has none: so the pod has what one without a limit has,
-    # on top of what the guest itself needs, which its kernel has a part of.
+    # "worker" has a limit of 256 MiB, "flaky" has none: so the pod has what one without a limit
+    # has, on top of what the guest itself needs, which its kernel has a part of.
     assert 1024 * 1024 < total_kib < (1024 + 256) * 1024
     assert int(space.say("main", "nproc", container="worker")) >= 2
     assert space.say("main", "cat /sys/fs/cgroup/memory.max", container="worker") == str(256 << 20)

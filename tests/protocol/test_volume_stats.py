@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from tests.protocol.fake_guest import ANSWERS, PLACEHOLDER, FakeSandbox, Log, booter
 
-from kangaroo.csi import guest_volumes
+from kangaroo.csi import condition, guest_volumes, node, volume_stats
 from kangaroo.csi.condition import Unusable
 from kangaroo.errors import KangarooError, NotFound, Unavailable
+from kangaroo.linux import mountinfo
 from kangaroo.runtime.background import Background
 from kangaroo.runtime.pod import CreateOptions, Pod
 from kangaroo.runtime.stdio import StdioPaths
@@ -23,6 +24,7 @@ from kangaroo.runtime.volume_service import VolumeService
 from kangaroo.wire.agent_protocol import Method
 from kangaroo.wire.aio import Server
 from kangaroo.wire.envelope import Status
+from kangaroo.wire.gen import csi_pb2 as csi
 from kangaroo.wire.status import Code
 
 Scenario = Callable[[Path], Awaitable[None]]
@@ -83,7 +85,7 @@ def test_figures_come_from_the_guest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "odd",
-    [{"free_inodes": None}, {"total_bytes": -1}, {"free_bytes": True}, {"free_bytes": 2**63}],
+    [{"free_inodes": None}, {"total_bytes": -1}, {"free_bytes": True}, {"free_bytes": 2.0**62}],
 )
 def test_a_guest_that_lies_in_shape_is_an_error(
     tmp_path: Path, odd: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -96,6 +98,43 @@ def test_a_guest_that_lies_in_shape_is_an_error(
         assert f"malformed: {next(iter(odd))}" in str(error)
 
     play(tmp_path, scenario)
+
+
+def test_what_csi_s_numbers_do_not_hold_is_the_most_that_they_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CephFS says 2^64 - 1 of free inodes; a file system may have room for more than 2^63 bytes."""
+    said = {**ANSWERS[Method.VOLUME_STATS], "free_inodes": 2**64 - 1, "total_bytes": 2**70}
+    monkeypatch.setitem(ANSWERS, Method.VOLUME_STATS, said)
+
+    async def scenario(sandboxes: Path) -> None:
+        most = 2**63 - 1
+        found = await guest_volumes.statistics(sandboxes, PLACEHOLDER, 5)
+        assert found == (most, 300, 200, 50, most)
+
+    play(tmp_path, scenario)
+
+
+def test_on_the_node_inodes_without_limit_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """stat(1) shows CephFS's 2^64 - 1 of free inodes as -1."""
+    (entry,) = mountinfo.parse("40 1 0:9 / /t rw shared:1 - nfs nas:/csi rw")
+
+    async def ask(_: object, __: float, *command: str) -> str:
+        return f"{2**20} {2**44} {2**43} 17 300 -1\n" if "--file-system" in command else "0 0 41ff"
+
+    async def takes_writes(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(mountinfo, "at", lambda *_: entry)
+    monkeypatch.setattr(condition, "ask", ask)
+    monkeypatch.setattr(condition, "takes_writes", takes_writes)
+    found = asyncio.run(volume_stats.look("/t", 1, tmp_path)).figures
+    assert found == (2**63 - 1, 2**63 - 1, 17 << 20, 300, 2**63 - 1)
+    (usage,) = node.usage(found)
+    assert (usage.unit, usage.total, usage.used) == (csi.VolumeUsage.BYTES, 2**63 - 1, 0)
+    assert usage.available == 17 << 20
 
 
 def test_a_path_that_no_sandbox_has(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def test_keys(tmp_path: Path) -> None:
         ("shares = [1]", "shares"),
         ('shares = ["192.0.2.1"]', "shares"),
         ('shares = ["192.0.2.1:/a/../b"]', "path"),
+        ('shares = ["192.0.2.1:/a,vers=5"]', "options"),
+        ('shares = ["192.0.2.1:/a,vers=4.1,bg"]', "options"),
         ("register = 1", "register"),
         ("driver_name = 'a/b'", "driver_name"),
         ("endpoint = 'csi.sock'", "endpoint"),

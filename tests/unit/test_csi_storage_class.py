@@ -114,6 +114,26 @@ def test_volumes_are_spread_evenly_and_always_the_same_way() -> None:
 
 
 @pytest.mark.parametrize(
+    ("parameters", "mount_options"),
+    [
+        ({"vers": "4.1"}, ()),
+        ({"options": "vers=4.1,noresvport"}, ()),
+        ({"options": "v4.1"}, ()),
+        ({"vers": "4.2"}, ("hard,minorversion=1",)),
+        ({}, ("nfsvers=4.1",)),
+    ],
+)
+def test_capacity_is_asked_for_in_the_version_of_the_volumes(
+    parameters: dict[str, str], mount_options: tuple[str, ...]
+) -> None:
+    """A server may have no other."""
+    own = {"server": "192.0.2.1", "path": "/csi", **parameters}
+    made = storage_class.parse(own, "pvc-1", mount_options=mount_options).share
+    (asked,) = storage_class.shares(own, mount_options=mount_options)
+    assert (asked, asked.version) == (made, "4.1")
+
+
+@pytest.mark.parametrize(
     ("parameters", "kept"),
     [
         ({}, OnDelete.ARCHIVE),

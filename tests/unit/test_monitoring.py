@@ -116,6 +116,34 @@ def test_what_is_asked_for_is_exported(
     assert expression.count("(") == expression.count(")")
 
 
+_COUNTER = re.compile(r"(?:rate|increase)\((kangaroo_nfs_\w+_total)\b")
+_PER_VOLUME = "topk(10, sum by (volume, where) ("
+_OF_CONNECTIONS = ("requests_sent", "replies_received", "connections")
+
+
+@pytest.mark.parametrize("expression", sorted(set(expressions())))
+def test_what_volumes_share_is_counted_once(expression: str) -> None:
+    """Volumes of a superblock show the same counters, all mounts of a server its connections'."""
+    for match in _COUNTER.finditer(expression):
+        before = expression[: match.start()]
+        if before == _PER_VOLUME:
+            continue
+        grouping = before[before.rindex("max ") :]
+        if not match[1].removeprefix("kangaroo_nfs_").startswith(_OF_CONNECTIONS):
+            assert grouping == "max without (volume, pod_uid, export) ("
+        elif 'where="node"' in expression[match.end() :].partition("}")[0]:
+            assert grouping == "max without (volume, pod_uid, export, superblock) ("
+        else:
+            assert 'where="guest"' in expression[match.end() :].partition("}")[0]
+            assert grouping == "max without (volume, export, superblock) ("
+
+
+def test_a_method_that_always_fails_is_not_lost_among_others() -> None:
+    """kubelet asks for the figures of every volume each minute, and for a mount every other."""
+    (rule,) = (rule for rule in rules() if rule["alert"] == "KangarooCsiErrors")
+    assert rule["expr"].count("sum by (instance, method)") == 2
+
+
 def test_rules_are_whole() -> None:
     found = rules()
     assert len(found) >= 8

@@ -45,7 +45,7 @@ class Config:
     probe_timeout_s: float = 5.0
     operation_timeout_s: float = 100.0  # of the Controller service on a share, mount and all
     copy_stall_timeout_s: float = 120.0  # of a snapshot's or clone's copy that gets nowhere
-    shares: tuple[str, ...] = ()  # SERVER:/PATH, of which volumes and snapshots are listed
+    shares: tuple[str, ...] = ()  # SERVER:/PATH[,OPTIONS], whose volumes and snapshots are listed
     work_dir: str = "/run/kangaroo/csi"
     sandboxes_dir: str = SANDBOXES_DIRECTORY  # the runtime's state_root
     metrics_address: str = ""  # "127.0.0.1:9809", "[::]:9809"; no metrics when empty

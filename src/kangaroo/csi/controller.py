@@ -145,7 +145,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         """What is free on the shares of a class together. Without a server there is no storage."""
         if not request.parameters:
             return csi.GetCapacityResponse(available_capacity=0)
-        shares = storage_class.shares(request.parameters)
+        flags = requests.mount_flags(request.volume_capabilities)
+        shares = storage_class.shares(request.parameters, mount_options=flags)
         free = [(await self._worker.capacity(share))[1] for share in shares]
         return csi.GetCapacityResponse(available_capacity=sum(free))
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakValueDictionary
 
 from kangaroo.errors import FailedPrecondition, KangarooError
 
@@ -14,6 +15,8 @@ _log = logging.getLogger(__name__)
 
 # On one share: more would only divide its bandwidth. The others wait.
 _AT_ONCE = 4
+# Of one source: it may take days, and copies of others have to get their turn.
+_AT_ONCE_OF_SOURCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,8 @@ class Copies:
 
     def __init__(self) -> None:
         self._copies: dict[str, _Copy] = {}
-        self._slots: dict[str, asyncio.Semaphore] = {}
+        # As long as a copy has or awaits one.
+        self._slots: WeakValueDictionary[tuple[str, int], asyncio.Semaphore] = WeakValueDictionary()
 
     async def join(
         self,
@@ -44,7 +48,7 @@ class Copies:
         or else to the next who asks, once: the one after that begins again.
         """
         if made not in self._copies:
-            task = asyncio.create_task(self._run(made, share, run), name=f"copy {made}")
+            task = asyncio.create_task(self._run(made, share, source, run), name=f"copy {made}")
             self._copies[made] = _Copy(source, task)
             task.add_done_callback(partial(self._ended, made))
         copy = self._copies[made]
@@ -82,8 +86,13 @@ class Copies:
         if copy is not None and copy.task is task:
             del self._copies[made]
 
-    async def _run(self, made: str, share: str, run: Callable[[], Awaitable[None]]) -> None:
-        async with self._slots.setdefault(share, asyncio.Semaphore(_AT_ONCE)):
+    def _slot(self, of: str, at_once: int) -> asyncio.Semaphore:
+        return self._slots.setdefault((of, at_once), asyncio.Semaphore(at_once))
+
+    async def _run(
+        self, made: str, share: str, source: str, run: Callable[[], Awaitable[None]]
+    ) -> None:
+        async with self._slot(source, _AT_ONCE_OF_SOURCE), self._slot(share, _AT_ONCE):
             _log.info("copy begins made=%s", made)
             try:
                 await run()

@@ -20,7 +20,9 @@ _log = logging.getLogger(__name__)
 
 # Above the guest's own deadline, so that its answer says what the matter is.
 _ANSWER_S = 2.0
-_MOST = 2**63 - 1  # what CSI's numbers hold
+# What CSI's numbers hold. Some servers say as much as NFS's hold, for "no limit": CephFS of free
+# inodes.
+MOST = 2**63 - 1
 # What statfs in the guest came to: an error of its own (UNKNOWN carries any errno), or no end.
 _UNUSABLE = (Code.UNKNOWN, Code.DEADLINE_EXCEEDED)
 _FIGURES = ("total_bytes", "free_bytes", "available_bytes", "total_inodes", "free_inodes")
@@ -51,8 +53,8 @@ async def statistics(
 
 
 def figures(answer: Mapping[str, Any]) -> dict[str, int]:
-    """The figures in a guest's answer, by name and in the order of `statistics`. Raises Unavailable
-    when one is absent, or nothing that CSI's numbers hold.
+    """The figures in a guest's answer, by name and in the order of `statistics`, as far as CSI's
+    numbers hold them. Raises Unavailable when one is absent, or no such number.
     """
     return {name: _figure(answer, name) for name in _FIGURES}
 
@@ -105,6 +107,6 @@ def _socket_of(sandboxes: Path, target: str) -> Path | None:
 
 def _figure(answer: Mapping[str, Any], name: str) -> int:
     value = answer.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise Unavailable(f"the guest's answer is malformed: {name} is {str(value)[:100]!r}")
-    return value
+    return min(value, MOST)

@@ -95,7 +95,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         if problem:
             _log.warning("volume abnormal volume=%s %s", request.volume_id, problem)
         return csi.NodeGetVolumeStatsResponse(
-            usage=[] if found.figures is None else _usage(found.figures),
+            usage=[] if found.figures is None else usage(found.figures),
             volume_condition=csi.VolumeCondition(
                 abnormal=bool(problem), message=problem or "the server answers"
             ),
@@ -151,21 +151,24 @@ class Node(csi_pb2_grpc.NodeServicer):
         return None if provisioned else self._creator
 
 
-def _usage(figures: Figures) -> list[csi.VolumeUsage]:
-    return [
-        csi.VolumeUsage(
-            unit=csi.VolumeUsage.BYTES,
-            total=figures.total_bytes,
-            used=max(0, figures.total_bytes - figures.free_bytes),
-            available=figures.available_bytes,
-        ),
-        csi.VolumeUsage(
-            unit=csi.VolumeUsage.INODES,
-            total=figures.total_inodes,
-            used=max(0, figures.total_inodes - figures.free_inodes),
-            available=figures.free_inodes,
-        ),
-    ]
+def usage(figures: Figures) -> list[csi.VolumeUsage]:
+    """Inodes are left out where the server does not count them."""
+    size = csi.VolumeUsage(
+        unit=csi.VolumeUsage.BYTES,
+        total=figures.total_bytes,
+        used=max(0, figures.total_bytes - figures.free_bytes),
+        available=figures.available_bytes,
+    )
+    used_inodes = figures.total_inodes - figures.free_inodes
+    if used_inodes < 0:
+        return [size]
+    inodes = csi.VolumeUsage(
+        unit=csi.VolumeUsage.INODES,
+        total=figures.total_inodes,
+        used=used_inodes,
+        available=figures.free_inodes,
+    )
+    return [size, inodes]
 
 
 def _published(path: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -148,12 +149,13 @@ class Worker:
     async def _run(self, share: NasVolume, operation: str, details: Mapping[str, Any]) -> Any:
         argv, mount = self._command(share)
         try:
-            output = await process.run(
-                argv,
-                timeout_s=self.timeout_s,
-                input=json.dumps({"operation": operation, **details}),
-                env=python_child.environment(),
-            )
+            with _killed(share, operation):
+                output = await process.run(
+                    argv,
+                    timeout_s=self.timeout_s,
+                    input=json.dumps({"operation": operation, **details}),
+                    env=python_child.environment(),
+                )
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
                 f"{operation} on {share.source}: not done within {self.timeout_s:g} s",
@@ -165,13 +167,14 @@ class Worker:
         argv, mount = self._command(share)
         heard = _Heard(f"{share.source} {details['token']}")
         try:
-            await process.run(
-                argv,
-                timeout_s=self.stall_timeout_s,
-                input=json.dumps({"operation": operation, **details}),
-                env=python_child.environment(),
-                on_line=heard.line,
-            )
+            with _killed(share, operation):
+                await process.run(
+                    argv,
+                    timeout_s=self.stall_timeout_s,
+                    input=json.dumps({"operation": operation, **details}),
+                    env=python_child.environment(),
+                    on_line=heard.line,
+                )
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
                 f"{operation} on {share.source}: no progress within {self.stall_timeout_s:g} s"
@@ -190,6 +193,22 @@ class Worker:
         mount = mount_helper.command(share, str(mount_point))
         worker = python_child.command(share_worker.__name__, str(lock), str(mount_point), *mount)
         return (*_NAMESPACE, *worker), mount
+
+
+@contextlib.contextmanager
+def _killed(share: NasVolume, operation: str) -> Iterator[None]:
+    """A child that somebody killed, such as the kernel for want of memory, has left its work
+    undone: by any code that is final the provisioner would take it that nothing was begun.
+    """
+    try:
+        yield
+    except CommandFailed as error:
+        if error.status >= 0:
+            raise
+        raise Unavailable(
+            f"{operation} on {share.source}: its process was killed by signal {-error.status}",
+            hint="a call that is repeated goes on or begins again",
+        ) from error
 
 
 @dataclass(slots=True)

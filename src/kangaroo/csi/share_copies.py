@@ -48,42 +48,65 @@ def make(
     """Copy the directory `source` of the share. When this returns, the copy is whole.
 
     What an earlier attempt left is thrown away first; so is what a failure leaves, and `give_up` is
-    called then. Raises Absent when there is no `source`, Refused, Unfit and OSError; a repeat
-    begins again.
+    called then. Another node may take the copy over: then what is there is that one's, and Busy is
+    raised. Raises Absent when there is no `source`, Refused, Unfit and OSError; a repeat begins
+    again.
     """
     tell = partial(progress.tell, progress)
+    mine: os.stat_result | None = None
 
     def clean_up() -> None:
+        _require_mine(root, name, mine)
         clear(root, name, tell)
         give_up()
 
     clear(root, name, tell)
-    with given_up((Absent, Unfit, OSError), clean_up):
-        _copy(root, name, source, progress)
+    with (
+        given_up((Absent, Unfit, OSError), clean_up),
+        private(root, _MAKING) as making,
+        opened(_source(root, source)) as found,
+    ):
+        with _made(making, name) as tree:
+            mine = os.fstat(tree)
+            with _made(making, f"{name}{_LINKS}") as links:
+                tree_copy.copy(found, tree, links, progress)
+        _require_mine(root, name, mine)
+        _throw(root, making, f"{name}{_LINKS}", name, tell)
+        os.fsync(making)
+        _require_mine(root, name, mine)
 
 
 @contextlib.contextmanager
 def given_up(
     kinds: type[Exception] | tuple[type[Exception], ...], give_up: Callable[[], None]
 ) -> Iterator[None]:
-    """Call `give_up` for an error of these kinds, which is raised whether that succeeds or not."""
+    """Call `give_up` for an error of these kinds, which is raised whether that succeeds or not;
+    only Busy takes its place.
+    """
     try:
         yield
-    except kinds:
-        with contextlib.suppress(Refused, OSError):
+    except kinds as error:
+        try:
             give_up()
+        except Busy as busy:
+            raise busy from error
+        except (Refused, OSError):
+            pass
         raise
 
 
-def _copy(root: int, name: str, source: str, progress: Progress) -> None:
-    with private(root, _MAKING) as making, opened(_source(root, source)) as found:
-        with _made(making, f"{name}{_LINKS}") as links, _made(making, name) as tree:
-            tree_copy.copy(found, tree, links, progress)
-            mine = os.fstat(tree)
-        _throw(root, making, f"{name}{_LINKS}", name, partial(progress.tell, progress))
-        os.fsync(making)
-        if not os.path.samestat(os.stat(name, dir_fd=making, follow_symlinks=False), mine):
-            raise Busy(f"{_MAKING}/{name} is another process's by now")
+def _require_mine(root: int, name: str, mine: os.stat_result | None) -> None:
+    """Raises Busy unless the copy that is there is `mine`, or none is there and none was made.
+
+    The directory is opened anew: only then does a client of NFS look at what others did in it.
+    """
+    found = None
+    with private(root, _MAKING) as making, contextlib.suppress(FileNotFoundError):
+        found = os.stat(name, dir_fd=making, follow_symlinks=False)
+    if found is None and mine is None:
+        return
+    if found is None or mine is None or not os.path.samestat(found, mine):
+        raise Busy(f"{_MAKING}/{name} is another process's by now")
 
 
 def waits(root: int, name: str) -> bool:
@@ -94,12 +117,14 @@ def waits(root: int, name: str) -> bool:
 def place(root: int, name: str, parent: int, new: str) -> None:
     """Move the whole copy to its place, unless that was done already.
 
-    Raises Refused when something stands there.
+    Raises Refused when something else stands there, Busy when the copy is in neither place.
     """
     with private(root, _MAKING) as making:
         try:
             os.rename(name, new, src_dir_fd=making, dst_dir_fd=parent)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if not exists(parent, new):
+                raise Busy(f"{_MAKING}/{name} was taken away by another process") from error
             return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):

@@ -105,8 +105,8 @@ class Record:
         source = Source(**{**source, "kind": SourceKind(source.get("kind", ""))})
         on_delete = OnDelete(document["on_delete"])
         record = cls(**{**document, "on_delete": on_delete, "source": source})
-        _require_types(source, SourceKind, str, str)
-        _require_types(record, str, str, int, OnDelete, bool, str, Source, bool)
+        _require_fields(source, SourceKind, str, str)
+        _require_fields(record, str, str, int, OnDelete, bool, str, Source, bool)
         checked(record.subdir)
         return record
 
@@ -129,7 +129,7 @@ class Snapshot:
     def of(cls, document: Mapping[str, Any]) -> Snapshot:
         """Like `Record.of`."""
         snapshot = cls(**document)
-        _require_types(snapshot, str, str, str, str, int, int, bool)
+        _require_fields(snapshot, str, str, str, str, int, int, bool)
         _require_token(snapshot.source)
         return snapshot
 
@@ -196,6 +196,12 @@ class Shelf(Generic[_R]):
             os.unlink(_file(token), dir_fd=directory)
             os.fsync(directory)
 
+    def give_up(self, root: int, token: str) -> None:
+        """Take a record away whose copy has failed; not if another process has made it whole."""
+        record = self.read(root, token)
+        if record is not None and not record.whole:
+            self.forget(root, token)
+
     def has(self, root: int, token: str) -> bool:
         """Whether there is a record, good or damaged."""
         return exists(root, f"{self.directory}/{_file(token)}")
@@ -256,10 +262,16 @@ def _file(token: str) -> str:
     return f"{token}{_SUFFIX}"
 
 
-def _require_types(document: Record | Snapshot | Source, *kinds: type) -> None:
-    found = tuple(type(getattr(document, field.name)) for field in fields(document))
-    if found != kinds:
+def _require_fields(document: Record | Snapshot | Source, *kinds: type) -> None:
+    """Of these types, and such as CSI's messages hold: numbers of 63 bits, and text."""
+    values = [getattr(document, field.name) for field in fields(document)]
+    if tuple(type(value) for value in values) != kinds:
         raise TypeError(f"wrong types: {document!r}")
+    for value in values:
+        if isinstance(value, str):
+            value.encode()
+        elif isinstance(value, int) and not 0 <= value < 2**63:
+            raise ValueError(f"{value} is out of range")
 
 
 def _require_token(token: str) -> None:

@@ -45,7 +45,7 @@ def fill(root: int, token: str, progress: Progress, exclusive: Exclusive) -> Sna
     if snapshot.whole:
         return snapshot
     if not exists(root, data(token)):
-        give_up = partial(SNAPSHOTS.forget, root, token)
+        give_up = partial(SNAPSHOTS.give_up, root, token)
         with share_copies.given_up(Absent, give_up):
             volume = VOLUMES.require(root, snapshot.source)
         name = share_copies.of_snapshot(token)

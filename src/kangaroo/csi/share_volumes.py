@@ -69,7 +69,7 @@ def fill(
     record = VOLUMES.require(root, token)
     name = share_copies.of_volume(token)
     if not record.whole:
-        give_up = partial(VOLUMES.forget, root, token)
+        give_up = partial(VOLUMES.give_up, root, token)
         with share_copies.given_up(Absent, give_up):
             content = _content(root, record.source)
         share_copies.make(root, name, content, progress, give_up=give_up)

@@ -18,7 +18,8 @@ _log = logging.getLogger(__name__)
 
 _VERSION = 1
 _MOUNT_OPTIONS = "mountOptions"  # the only key of a secret that is read
-_SHARE = re.compile(r"(?P<server>\[[^\]]*\]|[^:]*):(?P<path>/.*)")
+# No path of a volume has a comma.
+_SHARE = re.compile(r"(?P<server>\[[^\]]*\]|[^:]*):(?P<path>/[^,]*)(,(?P<options>.*))?")
 
 
 def of(found: VolumeId, secrets: Mapping[str, str]) -> NasVolume:
@@ -30,11 +31,13 @@ def of(found: VolumeId, secrets: Mapping[str, str]) -> NasVolume:
 
 
 def parse(text: str) -> NasVolume:
-    """A share written SERVER:/PATH. Raises InvalidRequest."""
+    """A share written SERVER:/PATH or SERVER:/PATH,OPTIONS, which are mount options and may say the
+    version. Raises InvalidRequest.
+    """
     match = _SHARE.fullmatch(text)
     if match is None:
         raise InvalidRequest("shares", f"{text!r} is not a server:/path")
-    return nas_volume.parse(match.groupdict())
+    return nas_volume.parse(match.groupdict(default=""))
 
 
 def check(texts: Sequence[str]) -> None:
@@ -45,14 +48,18 @@ def check(texts: Sequence[str]) -> None:
 
 class Shares:
     """The shares to list: those of the configuration, and those that were used since the node was
-    booted, which `memory` keeps over a restart of the driver.
+    booted, which `memory` keeps over a restart of the driver. One that the configuration has
+    options for is mounted with these, any other in the version that it was used in.
     """
 
     def __init__(self, configured: Sequence[str], memory: Path) -> None:
         self._memory = memory
-        self._known = {share.source: share for share in map(parse, configured)}
-        self._configured = frozenset(self._known)
-        self._known |= {share.source: share for share in _remembered(memory)}
+        shares = {text: parse(text) for text in configured}
+        self._configured = frozenset(share.source for share in shares.values())
+        self._with_options = frozenset(shares[text].source for text in shares if "," in text)
+        self._known = {share.source: share for share in shares.values()}
+        for share in _remembered(memory):
+            self._learn(share)
 
     def all(self) -> list[NasVolume]:
         """In the order of their sources."""
@@ -60,12 +67,8 @@ class Shares:
 
     def remember(self, share: NasVolume) -> None:
         """The share is used. Without the options that a secret may have given it."""
-        known = self._known.get(share.source)
-        if known is not None and known.version == share.version:
-            return
-        attributes = {"server": share.server, "path": share.path, "vers": share.version}
-        self._known[share.source] = nas_volume.parse(attributes)
-        self._write()
+        if self._learn(share):
+            self._write()
 
     def forget(self, share: NasVolume) -> bool:
         """Its server does not have the share, or not for this node: it is not listed again until it
@@ -76,6 +79,16 @@ class Shares:
         if self._known.pop(share.source, None) is not None:
             _log.warning("share forgotten, its server does not have it share=%s", share.source)
             self._write()
+        return True
+
+    def _learn(self, share: NasVolume) -> bool:
+        """Know it as it was used; whether that is news."""
+        known = self._known.get(share.source)
+        settled = known is not None and known.version == share.version
+        if settled or share.source in self._with_options:
+            return False
+        attributes = {"server": share.server, "path": share.path, "vers": share.version}
+        self._known[share.source] = nas_volume.parse(attributes)
         return True
 
     def _write(self) -> None:

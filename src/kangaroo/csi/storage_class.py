@@ -100,11 +100,18 @@ def parse(
     )
 
 
-def shares(parameters: Mapping[str, str]) -> list[NasVolume]:
-    """The shares that a class spreads its volumes over. Raises InvalidRequest."""
+def shares(parameters: Mapping[str, str], *, mount_options: Sequence[str] = ()) -> list[NasVolume]:
+    """The shares that a class spreads its volumes over, in the version that `parse` finds. Raises
+    InvalidRequest.
+    """
     own = _own(parameters)
-    vers = {"vers": own["vers"]} if own.get("vers") else {}
-    return [_volume({"server": server, "path": base, **vers}) for server, base in _shares(own)]
+    said = {key: own[key] for key in ("vers", "options") if own.get(key)}
+    found = []
+    for server, base in _shares(own):
+        where = {"server": server, "path": base}
+        version = _volume({**where, **said}, mount_options).version
+        found.append(_volume({**where, "vers": version}))
+    return found
 
 
 def _own(parameters: Mapping[str, str]) -> dict[str, str]:

@@ -28,10 +28,14 @@ _UNFINISHED_FILE_MODE = 0o600
 # How many directories are held open on the way down; deeper ones are come back to by "..".
 _OPEN_LEVELS = 64
 
+# What an entry comes to that was removed, or whose name another has taken. To ESTALE comes also
+# everything on a server that is away for a moment: so it is asked again what is there.
 _GONE = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+_ATTEMPTS = 5  # of an entry whose name others take again and again
+_POSIX_ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
 # How the client of NFS 4 shows a server's access control list, in the words of the protocol.
 _NFS4_ACCESS_LIST = "system.nfs4_acl"
-_ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default", _NFS4_ACCESS_LIST)
+_ACCESS_LISTS = (*_POSIX_ACCESS_LISTS, _NFS4_ACCESS_LIST)
 _NAMED = 5
 
 
@@ -69,17 +73,16 @@ def copy(source: int, target: int, links: int, progress: Progress) -> None:
 
     `links` is another empty directory on the same file system: files that have several names are
     found there again. What is left in it is of no use afterwards. All is written through before
-    this returns. What vanishes meanwhile is left out and told. Raises Unfit and OSError, naming
-    the entry; then `target` is half a copy.
+    this returns. What vanishes meanwhile is left out and told: what its directory, asked again, no
+    longer has. Raises Unfit and OSError, naming the entry; then `target` is half a copy.
     """
     walk = _Walk(links, progress)
     try:
+        for empty in (target, links):
+            _disinherit(empty)
         walk.into("", os.dup(source), os.dup(target))
         while walk.levels:
-            if walk.levels[-1].todo:
-                walk.down()
-            else:
-                walk.up()
+            walk.step()
     except OSError as error:
         raise OSError(error.errno, error.strerror, walk.path(str(error.filename or ""))) from error
     finally:
@@ -93,7 +96,7 @@ class _Level:
     name: str
     status: os.stat_result
     target_status: os.stat_result
-    todo: list[str]
+    todo: dict[str, None]  # a directory that changes while it is read may list a name twice
     fds: tuple[int, int] | None
 
     def close(self) -> None:
@@ -116,7 +119,7 @@ class _Walk:
 
     def into(self, name: str, source: int, target: int) -> None:
         """Take a pair of directories over, and copy what in them is no directory."""
-        level = _Level(name, os.fstat(source), os.fstat(target), [], (source, target))
+        level = _Level(name, os.fstat(source), os.fstat(target), {}, (source, target))
         if len(self.levels) > _OPEN_LEVELS:
             self.levels[-1].close()
         self.levels.append(level)
@@ -125,14 +128,31 @@ class _Walk:
             for entry in entries:
                 self._copy_entry(level, entry.name, source, target)
 
-    def down(self) -> None:
+    def step(self) -> None:
+        """Go down or up by one directory, or up out of those that were removed meanwhile."""
+        try:
+            if self.levels[-1].todo:
+                self._down()
+            else:
+                self._up()
+        except OSError as error:
+            removed = self._removed() if error.errno in _GONE else 0
+            if not removed:
+                raise
+            while len(self.levels) > removed:
+                if len(self.levels) == removed + 1:
+                    self._progress.miss(self.path())
+                self._up(removed=True)
+
+    def _down(self) -> None:
         """Go into the next directory of the current one."""
-        name = self.levels[-1].todo.pop()
+        name, _ = self.levels[-1].todo.popitem()
         above, into = self._current()
         try:
             source = os.open(name, _DIRECTORY, dir_fd=above)
         except OSError as error:
-            if error.errno not in _GONE:
+            stale = error.errno == errno.ESTALE
+            if error.errno not in _GONE or (stale and _there(name, above)):
                 raise
             self._progress.miss(self.path(name))
             return
@@ -146,17 +166,36 @@ class _Walk:
             raise
         self.into(name, source, target)
 
-    def up(self) -> None:
-        """The current directory is done."""
+    def _up(self, *, removed: bool = False) -> None:
+        """The current directory is done; or it was removed, then what was copied of it stays."""
         source, target = self._current()
         level = self.levels[-1]
-        _finish(source, target, level.status)
+        _finish(None if removed else source, target, level.status)
         above = self.levels[-2] if len(self.levels) > 1 else None
         if above is not None and above.fds is None:
-            found = self._above(source, above.status)
+            # From one that was removed no way leads up, and of the source above nothing is wanted.
+            found = os.dup(source) if removed else self._above(source, above.status)
             above.fds = (found, self._above(target, above.target_status))
         level.close()
         self.levels.pop()
+
+    def _removed(self) -> int:
+        """The level that was removed from the source, with all that are below it; 0 for none.
+
+        The nearest directory above that answers says so. Of the root nobody does.
+        """
+        for number in range(len(self.levels) - 1, 0, -1):
+            level, above = self.levels[number], self.levels[number - 1].fds
+            if above is None:
+                continue
+            try:
+                found = os.stat(level.name, dir_fd=above[0], follow_symlinks=False)
+            except FileNotFoundError:
+                return number
+            except OSError:
+                continue
+            return 0 if os.path.samestat(found, level.status) else number
+        return 0
 
     def close(self) -> None:
         for level in self.levels:
@@ -176,22 +215,35 @@ class _Walk:
         return above
 
     def _copy_entry(self, level: _Level, name: str, source: int, target: int) -> None:
-        try:
-            status = os.stat(name, dir_fd=source, follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode):
-                level.todo.append(name)
-                return
-            if stat.S_ISREG(status.st_mode):
-                self._copy_file(name, source, target)
+        """Copy an entry, or what takes its name meanwhile: so do most programs save a file."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._copy_what_is_there(level, name, source, target)
+            except FileExistsError:
+                if attempt == _ATTEMPTS:
+                    raise
+                os.unlink(name, dir_fd=target)  # the name was listed twice
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
+                if not _there(name, source):
+                    self._progress.miss(self.path(name))
+                    return
+                if attempt == _ATTEMPTS:
+                    raise
             else:
-                link = os.readlink(name, dir_fd=source) if stat.S_ISLNK(status.st_mode) else ""
-                self._place(
-                    status, name, target, lambda into, new: _make_odd(status, link, into, new)
-                )
-        except OSError as error:
-            if error.errno not in _GONE or _there(name, source):
-                raise
-            self._progress.miss(self.path(name))
+                return
+
+    def _copy_what_is_there(self, level: _Level, name: str, source: int, target: int) -> None:
+        status = os.stat(name, dir_fd=source, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            level.todo[name] = None
+            self._progress.tell(self._progress)
+        elif stat.S_ISREG(status.st_mode):
+            self._copy_file(name, source, target)
+        else:
+            link = os.readlink(name, dir_fd=source) if stat.S_ISLNK(status.st_mode) else ""
+            self._place(status, name, target, lambda into, new: _make_odd(status, link, into, new))
 
     def _copy_file(self, name: str, source: int, target: int) -> None:
         with _opened(os.open(name, _READ, dir_fd=source)) as fd:
@@ -206,7 +258,7 @@ class _Walk:
                         self._contents.copy(fd, made)
                         _finish(fd, made, status)
                     except OSError:
-                        os.unlink(new, dir_fd=into)  # it may have gone from the server amid
+                        _discard(new, into)  # the source may have gone amid
                         raise
 
             self._place(status, name, target, make)
@@ -246,23 +298,46 @@ def _make_odd(status: os.stat_result, link: str, into: int, name: str) -> None:
     os.utime(name, ns=times, dir_fd=into, follow_symlinks=False)
 
 
-def _finish(source: int, target: int, status: os.stat_result) -> None:
-    """Owner, mode (which a change of the owner may clear), attributes, and at last the times."""
+def _discard(name: str, directory: int) -> None:
+    """Remove half a file. One that stays must never be taken for an entry that has vanished."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except OSError as error:
+        raise OSError(errno.EIO, f"half a copy stays: {error.strerror}", name) from error
+
+
+def _finish(source: int | None, target: int, status: os.stat_result) -> None:
+    """Owner, mode (which a change of the owner may clear), attributes if there is a `source` that
+    has them, and at last the times.
+    """
     os.fchown(target, status.st_uid, status.st_gid)
     os.fchmod(target, stat.S_IMODE(status.st_mode))
-    _copy_attributes(source, target)
+    if source is not None:
+        _copy_attributes(source, target)
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
     os.fsync(target)
 
 
-def _copy_attributes(source: int, target: int) -> None:
+def _disinherit(directory: int) -> None:
+    """Take from an empty directory what it has from a default access control list above it: all
+    that is made in it would have that, too, beside what its source has.
+    """
+    for name in _attributes(directory):
+        if name in _POSIX_ACCESS_LISTS:
+            os.removexattr(directory, name)
+
+
+def _attributes(fd: int) -> list[str]:
     try:
-        names = os.listxattr(source)
+        return os.listxattr(fd)
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
-            return
+            return []
         raise
-    for name in names:
+
+
+def _copy_attributes(source: int, target: int) -> None:
+    for name in _attributes(source):
         if not name.startswith("user.") and name not in _ACCESS_LISTS:
             continue
         try:
@@ -280,9 +355,10 @@ def _link(name: str, directory: int, new: str, into: int) -> None:
 
 
 def _there(name: str, directory: int) -> bool:
+    """Raises OSError when the directory does not answer: then nothing is known of what is in it."""
     try:
         os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except OSError:
+    except FileNotFoundError:
         return False
     return True
 

@@ -16,7 +16,9 @@ from kangaroo.nas.placeholder import is_placeholder
 
 
 class Figures(NamedTuple):
-    """Bytes and inodes; of the free bytes some may be for root alone."""
+    """Bytes and inodes, none more than CSI's numbers hold; of the free bytes some may be for root
+    alone. A server that does not count inodes may say that more are free than there are.
+    """
 
     total_bytes: int
     free_bytes: int
@@ -58,8 +60,10 @@ async def look(target: str, probe_s: float, sandboxes: Path) -> VolumeStats:
 async def _figures(entry: MountEntry, probe_s: float) -> Figures:
     words = "--format=%S %b %f %a %c %d"
     said = await condition.ask(entry, probe_s, "stat", "--file-system", words, entry.mount_point)
-    block, total, free, available, inodes, free_inodes = map(int, said.split())
-    return Figures(total * block, free * block, available * block, inodes, free_inodes)
+    block, total, free, available, *inodes = map(int, said.split())
+    # stat(1) takes some for signed numbers, which they are not.
+    shown = (total * block, free * block, available * block, *(each % 2**64 for each in inodes))
+    return Figures(*(min(each, guest_volumes.MOST) for each in shown))
 
 
 async def _read_only(entry: MountEntry, probe_s: float) -> str:
