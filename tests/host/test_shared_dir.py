@@ -133,7 +133,7 @@ def test_a_guest_can_change_no_part_of_the_tree_itself(
     server.chmod(0o755)
     (shared.root / "c1").mkdir()
     guest = subprocess.Popen(
-        virtiofsd.arguments(server, shared.root, 3),
+        virtiofsd.arguments(server, shared.root, 3, xattr=True),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,13 @@ VOLUMES = {
 LIBRARY = "/node/lib/x86_64-linux-gnu"
 NODES = f"{LIBRARY}/ld-linux-x86-64.so.2 --library-path {LIBRARY} /node/sbin"
 IPTABLES = f"XTABLES_LIBDIR={LIBRARY}/xtables XTABLES_LOCKFILE=/tmp/lock {NODES}"
+
+# VFS_CAP_REVISION_2 and CAP_NET_BIND_SERVICE, permitted and effective (linux/capability.h).
+SET_CAPABILITY = """
+import os, struct, sys
+value = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
+os.setxattr(sys.argv[1], "security.capability", value)
+"""
 
 
 def secret(value: str) -> pods.Document:
@@ -176,6 +184,31 @@ def test_a_pod_has_a_firewall_of_its_own(space: pods.Space, kind: str) -> None:
     space.run("main", f"{table} -A {rule}", container="admin")
     assert space.say("main", fetch, container="root") == "redirected"
     space.run("main", f"{table} -D {rule}", container="admin")
+
+
+@pytest.fixture
+def capable(space: pods.Space) -> Iterator[str]:
+    """A directory of the node with a busybox that may bind any port, whoever runs it."""
+    directory = f"/var/lib/capable-{secrets.token_hex(4)}"
+    node = space.node
+    node.exec(["install", "-D", "/usr/bin/busybox", f"{directory}/busybox"])
+    node.exec(["python3", "-c", SET_CAPABILITY, f"{directory}/busybox"])
+    yield directory
+    node.exec(["rm", "-r", directory])
+
+
+def test_capabilities_of_files_are_in_force(space: pods.Space, capable: str) -> None:
+    """As images have them whose programs are run by users other than root (ingress-nginx)."""
+    serve = "/capable/busybox httpd -p 80 -h /tmp"
+    one = container("one", mounts={"/capable": "capable"}, securityContext={"runAsUser": 1000})
+    volume = {"name": "capable", "hostPath": {"path": capable}}
+    space.apply(pod("capable", one, volumes=[volume]))
+    waiting.ready(space, "capable")
+    refused = space.run("capable", "httpd -p 80 -h /tmp", check=False)
+    assert "Permission denied" in refused.stderr
+    space.run("capable", f"echo served > /tmp/i; {serve}")
+    assert space.say("capable", "wget -qO- -T 30 http://127.0.0.1/i") == "served"
+    space.delete("capable")
 
 
 REFUSED: dict[str, tuple[pods.Document, pods.Document, str]] = {

@@ -36,6 +36,8 @@ class RuntimeConfig:
     vcpus: int = 1  # for a pod without a CPU limit
     max_vcpus: int = 16
 
+    virtiofs_xattr: bool = True  # extended attributes, and so capabilities of files
+
     boot_timeout_s: float = 120.0
     call_timeout_s: float = 60.0
     nas_mount_timeout_s: float = 60.0

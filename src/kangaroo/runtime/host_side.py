@@ -254,6 +254,7 @@ class HostSide:
         self._virtiofsd, connection = await virtiofsd.start(
             self.config.virtiofsd,
             shared=self.paths.shared,
+            xattr=self.config.virtiofs_xattr,
             socket_path=self.paths.virtiofsd_socket,
             log=self.paths.virtiofsd_log,
             confinement=confinement,

@@ -13,7 +13,13 @@ from kangaroo.vmm.confinement import Confinement
 
 
 async def start(
-    binary: Path, *, shared: Path, socket_path: Path, log: Path, confinement: Confinement
+    binary: Path,
+    *,
+    shared: Path,
+    xattr: bool,
+    socket_path: Path,
+    log: Path,
+    confinement: Confinement,
 ) -> tuple[Child, socket.socket]:
     """Start virtiofsd; returns it and a connected vhost-user socket for QEMU to inherit.
 
@@ -29,7 +35,7 @@ async def start(
     with private_listener(socket_path) as listener:
         child = await Child.spawn(
             "virtiofsd",
-            arguments(binary, shared, listener.fileno()),
+            arguments(binary, shared, listener.fileno(), xattr=xattr),
             confinement=confinement,
             log_path=log,
             descriptors=(listener.fileno(), *confinement.descriptors),
@@ -39,7 +45,7 @@ async def start(
     return child, connection
 
 
-def arguments(binary: Path, shared: Path, listener_fd: int) -> tuple[str, ...]:
+def arguments(binary: Path, shared: Path, listener_fd: int, *, xattr: bool) -> tuple[str, ...]:
     """The command line. Pure.
 
     The tree itself is read-only for it, in a mount namespace of its own: who is root in a guest
@@ -49,6 +55,10 @@ def arguments(binary: Path, shared: Path, listener_fd: int) -> tuple[str, ...]:
     Submounts are announced because rootfs and volumes are different file systems below one export:
     without it two files could share an inode number and device in the guest. `cache=auto`
     revalidates after a second, which is how a changed Secret or ConfigMap is seen.
+
+    With `xattr` capabilities of files are in force, and the guest's kernel asks for them before each
+    write. It would not with `--killpriv-v2`, under which virtiofsd has to take set-user-id bits away
+    itself, and on NFS does not.
     """
     return (
         *("unshare", "--mount", "--propagation", "slave", "--"),
@@ -59,6 +69,7 @@ def arguments(binary: Path, shared: Path, listener_fd: int) -> tuple[str, ...]:
         f"--shared-dir={shared}",
         "--sandbox=namespace",
         "--announce-submounts",
+        *(("--xattr",) if xattr else ()),
         "--cache=auto",
         "--inode-file-handles=never",
         "--log-level=warn",
