@@ -56,9 +56,9 @@ def arguments(binary: Path, shared: Path, listener_fd: int, *, xattr: bool) -> t
     without it two files could share an inode number and device in the guest. `cache=auto`
     revalidates after a second, which is how a changed Secret or ConfigMap is seen.
 
-    With `xattr` capabilities of files are in force, and the guest's kernel asks for them before each
-    write. It would not with `--killpriv-v2`, under which virtiofsd has to take set-user-id bits away
-    itself, and on NFS does not.
+    With `xattr` capabilities of files are in force, and the guest's kernel asks for them before
+    each write. It would not with `--killpriv-v2`, under which virtiofsd has to take set-user-id
+    bits away itself, and on NFS does not.
     """
     return (
         *("unshare", "--mount", "--propagation", "slave", "--"),
