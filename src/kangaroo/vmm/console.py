@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 LIMIT_BYTES = 1 << 20
-_CHUNK_BYTES = 1 << 16
+_PIPE_BYTES = 1 << 16  # pipe(7)
 
 
 class Console:
@@ -46,15 +46,18 @@ class Console:
         self._stop()
 
     def _on_readable(self) -> None:
-        while self._read_fd >= 0:
-            try:
-                chunk = os.read(self._read_fd, _CHUNK_BYTES)
-            except BlockingIOError:
-                return
-            if not chunk:
-                self._stop()
-                return
+        # What a pipe holds and no more: a guest may print faster than this reads, and others wait
+        # for the loop.
+        if self._read_fd < 0:
+            return
+        try:
+            chunk = os.read(self._read_fd, _PIPE_BYTES)
+        except BlockingIOError:
+            return
+        if chunk:
             self._append(chunk)
+        else:
+            self._stop()
 
     def _append(self, chunk: bytes) -> None:
         if self._size_bytes + len(chunk) > self._limit_bytes:
