@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 ADDRESS = "192.0.2.2"
 _ROOT = "/srv/kernel"  # on the node, and for its clients
-WHOLE = _ROOT  # what follows lies within; SHARING is a file system of its own
-SHARING, PLAIN, TLS_ONLY = f"{_ROOT}/xfs", f"{_ROOT}/ext4", f"{_ROOT}/tls"
+WHOLE, PLAIN, TLS_ONLY = f"{_ROOT}/whole", f"{_ROOT}/ext4", f"{_ROOT}/tls"
+SHARING = f"{WHOLE}/xfs"  # a file system of its own
 _NAME = "kernel-nas"
 _ETC = f"/etc/netns/{_NAME}"  # ip-netns(8) binds what is there over /etc
 _EXPORTS = f"""
