@@ -35,6 +35,7 @@ _UID = re.compile(r"(?:/pods/|-pod)([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f
 _VOLUME = re.compile(rf"{probe.KUBELET_PODS}/([^/]+)/volumes/kubernetes\.io~csi/[^/]+/mount")
 # What the runtime and the driver keep for the node and not for a pod.
 _THE_NODES_OWN = re.compile(r"csi|sandboxes|boot-\d+\.lock")
+_RUNC_SHIM = "/containerd-shim-runc-v2"
 _PAUSE_S = 2.0  # no event tells that a node has come to rest
 
 
@@ -160,7 +161,13 @@ def _things(census: Census) -> Iterator[Thing]:
 
 
 def _processes(census: Census) -> Iterator[Thing]:
+    bundles = {bundle["id"] for bundle in census["bundles"]}
     for process in census["processes"]:
+        # containerd, killed while it starts a pod of runc, may take the bundle away when it is back
+        # and forget the shim (containerd/containerd#8381).
+        shims = _shims_id(process["args"]) if process["args"][0].endswith(_RUNC_SHIM) else []
+        if shims and bundles.isdisjoint(shims):
+            continue
         line = " ".join(process["args"])
         if ids := _ids(line) | _ids(process["cgroup"]):
             yield Thing("process", f"{process['pid']}: {line}", ids)

@@ -128,6 +128,11 @@ def test_what_nobody_owns_is_named(where: str, what: Any, kind: str) -> None:
     assert kinds(with_more(where, what)) == {kind}
 
 
+def test_a_shim_of_runc_that_containerd_forgot_is_containerds() -> None:
+    forgotten = process(20, "/usr/bin/containerd-shim-runc-v2", "-id", DEAD, "-address", "/x")
+    assert kinds(with_more("processes", forgotten)) == set()
+
+
 def test_all_of_a_pod_is_left_when_the_api_server_has_it_no_more() -> None:
     assert kinds(healthy(), PODS[1:]) == {
         "process",
