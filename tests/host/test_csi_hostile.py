@@ -40,6 +40,7 @@ EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
 WRITTEN_AS = {
     "volume_context": ("volumeAttributes",),
     "volume_capability": ("mountOptions",),
+    "volume_capabilities": ("mountOptions",),
     "secrets": ("mountOptions",),
 }
 
