@@ -8,6 +8,7 @@ containers: it is somebody's when all that it names lives.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -148,7 +149,8 @@ def _things(census: Census) -> Iterator[Thing]:
     for bundle in census["bundles"]:
         ids = frozenset((bundle["id"], bundle["sandbox"], bundle["pod"]))
         yield Thing("bundle", bundle["id"], ids - {""})
-    for path in census["sockets"]:
+    forgotten = set(map(_socket_of, _forgotten_shims(census)))
+    for path in sorted({*census["sockets"]} - forgotten):
         owners = (one["id"] for one in census["bundles"] if one["address"] == path)
         yield Thing("socket", path, frozenset(owners))
     for name in census["sandboxes"]:
@@ -161,16 +163,32 @@ def _things(census: Census) -> Iterator[Thing]:
 
 
 def _processes(census: Census) -> Iterator[Thing]:
-    bundles = {bundle["id"] for bundle in census["bundles"]}
+    forgotten = _forgotten_shims(census)
     for process in census["processes"]:
-        # containerd, killed while it starts a pod of runc, may take the bundle away when it is back
-        # and forget the shim (containerd/containerd#8381).
-        shims = _shims_id(process["args"]) if process["args"][0].endswith(_RUNC_SHIM) else []
-        if shims and bundles.isdisjoint(shims):
+        if process["args"] in forgotten:
             continue
         line = " ".join(process["args"])
         if ids := _ids(line) | _ids(process["cgroup"]):
             yield Thing("process", f"{process['pid']}: {line}", ids)
+
+
+def _forgotten_shims(census: Census) -> list[Sequence[str]]:
+    """Command lines of shims of runc without a bundle. containerd, killed while it starts a pod of
+    runc, may take the bundle away when it is back, and forget the shim (containerd#8381).
+    """
+    bundles = {bundle["id"] for bundle in census["bundles"]}
+    lines: list[Sequence[str]] = [
+        process["args"]
+        for process in census["processes"]
+        if process["args"] and process["args"][0].endswith(_RUNC_SHIM)
+    ]
+    return [args for args in lines if (ids := _shims_id(args)) and bundles.isdisjoint(ids)]
+
+
+def _socket_of(args: Sequence[str]) -> str:
+    """Where a shim of runc listens, by its command line (SocketAddress in containerd's pkg/shim)."""
+    said = "/".join(args[args.index(flag) + 1] for flag in ("-address", "-namespace", "-id"))
+    return f"/run/containerd/s/{hashlib.sha256(said.encode()).hexdigest()}"
 
 
 def _mounts(census: Census) -> Iterator[Thing]:

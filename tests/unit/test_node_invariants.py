@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from typing import Any
 
@@ -129,8 +130,14 @@ def test_what_nobody_owns_is_named(where: str, what: Any, kind: str) -> None:
 
 
 def test_a_shim_of_runc_that_containerd_forgot_is_containerds() -> None:
-    forgotten = process(20, "/usr/bin/containerd-shim-runc-v2", "-id", DEAD, "-address", "/x")
-    assert kinds(with_more("processes", forgotten)) == set()
+    """With its socket, whose name is a hash of what the shim was told. Another socket is not."""
+    told = ("-namespace", "k8s.io", "-id", DEAD, "-address", "/x")
+    census = with_more("processes", process(20, "/usr/bin/containerd-shim-runc-v2", *told))
+    name = hashlib.sha256(f"/x/k8s.io/{DEAD}".encode()).hexdigest()
+    census["sockets"].append(f"/run/containerd/s/{name}")
+    assert kinds(census) == set()
+    census["sockets"].append("/run/containerd/s/another")
+    assert kinds(census) == {"socket"}
 
 
 def test_all_of_a_pod_is_left_when_the_api_server_has_it_no_more() -> None:
