@@ -186,7 +186,7 @@ def _forgotten_shims(census: Census) -> list[Sequence[str]]:
 
 
 def _socket_of(args: Sequence[str]) -> str:
-    """Where a shim of runc listens, by its command line (SocketAddress in containerd's pkg/shim)."""
+    """Where a shim of runc with this command line listens (SocketAddress in containerd)."""
     said = "/".join(args[args.index(flag) + 1] for flag in ("-address", "-namespace", "-id"))
     return f"/run/containerd/s/{hashlib.sha256(said.encode()).hexdigest()}"
 
