@@ -186,9 +186,8 @@ class Volumes:
             volume_id: self._loop.spawn(self.unmount(volume_id=volume_id, timeout_s=timeout_s))
             for volume_id in volumes
         }
-        left = await self._left_within(
-            {volume.device: servers.get(volume.device, "") for volume in volumes.values()}, deadline
-        )
+        own = {volume.device: servers.get(volume.device, "") for volume in volumes.values()}
+        left = await self._left_within(own, deadline)
         outcomes = []
         for volume_id, end in ends.items():
             error: str | None = None
@@ -196,7 +195,7 @@ class Volumes:
                 await end
             except (OSError, DeadlineExceeded, CommandFailed) as failure:
                 error = str(failure)
-            if error is None and servers.get(volumes[volume_id].device) in left:
+            if error is None and own[volumes[volume_id].device] in left:
                 error = f"a file system within the volume is not done within {timeout_s:g} s"
             if error is not None:
                 log.info("not flushed", volume=volume_id, error=error)

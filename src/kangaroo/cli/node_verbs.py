@@ -32,14 +32,7 @@ def register(subparsers: Any) -> None:
     ):
         parser = subparsers.add_parser(name, help=text)
         parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-        parser.add_argument(
-            "--timeout",
-            type=float,
-            default=_TIMEOUT_S,
-            metavar="SECONDS",
-            help="how long a guest or a shim is waited for (default: %(default)g)",
-        )
-        _add_config(parser)
+        _add_options(parser, _TIMEOUT_S, "how long a guest or a shim is waited for")
         parser.set_defaults(run=run)
     parser = subparsers.add_parser(
         "end-sandboxes",
@@ -48,18 +41,18 @@ def register(subparsers: Any) -> None:
         " unwritten. kubelet starts them anew, unless it was stopped before, as"
         " kangaroo-sandboxes.service has it.",
     )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=_END_TIMEOUT_S,
-        metavar="SECONDS",
-        help="how long they may take (default: %(default)g)",
-    )
-    _add_config(parser)
+    _add_options(parser, _END_TIMEOUT_S, "how long they may take")
     parser.set_defaults(run=_end_sandboxes)
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_options(parser: argparse.ArgumentParser, timeout_s: float, meaning: str) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=timeout_s,
+        metavar="SECONDS",
+        help=f"{meaning} (default: %(default)g)",
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="the runtime's configuration")
 
 
