@@ -14,6 +14,8 @@ SOAK ?= $(addprefix tests/node/test_,mission.py csi_faults.py csi_sanity.py kern
         $(wildcard tests/node/test_passthrough_*.py)
 LOCKS := requirements/dev.txt requirements/node.txt pyproject.toml
 BOOTSTRAP := PYTHONPATH=src $(PYTHON) -m kangaroo_lab.bootstrap
+# Before the node tests: its progress is seen, and no test's deadline runs.
+BUILD := $(BIN)/kangaroo lab build
 
 .PHONY: help venv bootstrap check format test test-unit test-protocol test-host test-node csi-sanity fuzz soak \
         lab demo bench bench-csi proto lock clean
@@ -25,7 +27,8 @@ venv: $(STAMP) ## the development environment in .venv, from the hash-checked lo
 
 $(STAMP): $(LOCKS)
 	@$(BOOTSTRAP) python
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing what requirements/dev.txt locks into $(VENV), which takes a minute or two"
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -46,7 +49,7 @@ format: venv ## rewrite the sources in the project's format
 
 test: bootstrap ## all four tiers: unit, protocol, host, node
 	$(BIN)/pytest --numprocesses auto tests/unit tests/protocol
-	$(BIN)/kangaroo lab build # here its progress is seen, and no test's deadline runs
+	$(BUILD)
 	$(BIN)/pytest tests/host
 	$(BIN)/pytest $(NODE_TIER)
 
@@ -60,9 +63,11 @@ test-host: bootstrap ## the host tier: root, namespaces, mounts, QEMU
 	$(BIN)/pytest tests/host
 
 test-node: bootstrap ## the node tier: the lab, end to end; LABS=1 for one lab whatever the machine has
+	$(BUILD)
 	$(BIN)/pytest $(NODE_TIER)
 
 csi-sanity: bootstrap ## the CSI project's conformance suite against the driver, in the lab
+	$(BUILD)
 	KANGAROO_SOAK=1 $(BIN)/pytest tests/node/test_csi_sanity.py
 
 fuzz: venv ## coverage-guided fuzzing of what volumes may say; FUZZ_S=600
@@ -71,6 +76,7 @@ fuzz: venv ## coverage-guided fuzzing of what volumes may say; FUZZ_S=600
 	$(BIN)/python tests/fuzz/csi_parsers.py -max_total_time=$(or $(FUZZ_S),60) -artifact_prefix=build/fuzz-
 
 soak: bootstrap ## the fault tests in full counts, and what make test has no time for: hours; SOAK=FILES some of them
+	$(BUILD) --all
 	KANGAROO_SOAK=1 $(BIN)/pytest --capture=no $(SOAK)
 
 lab: bootstrap ## bring the lab up and leave it up

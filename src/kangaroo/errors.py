@@ -26,8 +26,11 @@ from __future__ import annotations
 class KangarooError(Exception):
     """Root of all errors that Kangaroo raises on purpose.
 
-    `hint` says what the reader can do; it is part of `str(error)` when given.
+    `hint` says what the reader can do; it is part of `str(error)` when given. `shown` is set by
+    who has shown all of it to a person already: what is left to say is `brief`.
     """
+
+    shown = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -35,7 +38,15 @@ class KangarooError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+        return self._with_hint(self.message)
+
+    @property
+    def brief(self) -> str:
+        """The error in one line."""
+        return self._with_hint(self.message.partition("\n")[0])
+
+    def _with_hint(self, text: str) -> str:
+        return f"{text} ({self.hint})" if self.hint else text
 
 
 class InvalidRequest(KangarooError):
@@ -84,17 +95,42 @@ class Unavailable(KangarooError):
 
 
 class CommandFailed(KangarooError):
-    """A child process ended with a failure. `status` is its exit code, or minus the signal."""
+    """A child process ended with a failure. `status` is its exit code, or minus the signal.
+
+    `stderr` is all that it said where its streams are one. `output` is both, standard error first.
+    """
 
     def __init__(
-        self, argv: tuple[str, ...], status: int, output: str, *, hint: str | None = None
+        self,
+        argv: tuple[str, ...],
+        status: int,
+        stderr: str,
+        stdout: str = "",
+        *,
+        hint: str | None = None,
     ) -> None:
         how = f"exited with {status}" if status >= 0 else f"was killed by signal {-status}"
-        text = output.strip()
-        super().__init__(f"{argv[0]} {how}{': ' + text if text else ''}", hint=hint)
         self.argv = argv
         self.status = status
-        self.output = output
+        self.stderr = stderr
+        self.stdout = stdout
+        self.output = stderr + stdout
+        self._outcome = f"{argv[0]} {how}"
+        super().__init__(_told(self._outcome, self.output.strip()), hint=hint)
+
+    @property
+    def log(self) -> str:
+        """What it said, its errors at the end."""
+        return "\n".join(text for text in (self.stdout.rstrip(), self.stderr.rstrip()) if text)
+
+    @property
+    def brief(self) -> str:
+        """How it ended, and the last line of its errors."""
+        return self._with_hint(_told(self._outcome, self.log.rpartition("\n")[2].strip()))
+
+
+def _told(outcome: str, text: str) -> str:
+    return f"{outcome}: {text}" if text else outcome
 
 
 class MountFailed(KangarooError):

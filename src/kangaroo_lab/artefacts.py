@@ -1,7 +1,7 @@
 """What the lab is made of, each built on first use and kept in the cache.
 
 The cache key of an artefact is its recipe; what Debian's mirror holds on the day is not part of it,
-so an artefact stays as it was until its recipe changes or `REFRESH` is counted up.
+so an artefact stays as it was until its recipe changes or `cache.REFRESH` is counted up.
 Every function returns at once when the artefact is there, and raises what its tools raise
 (CommandFailed, DeadlineExceeded, FailedPrecondition) when it cannot be built.
 """
@@ -22,20 +22,15 @@ from kangaroo.guest import debian
 from kangaroo.linux.process import run_sync
 from kangaroo_lab import cache, gobuild, images, nodeimage, workload_image
 
-# Count up to take newer packages from the mirror with the same recipes.
-REFRESH = "1"
-
 HOST_PACKAGES = (
     "busybox-static",
     "ca-certificates",
     "crun",
     "erofs-utils",
-    "etcd-client",
     "etcd-server",
     "ipxe-qemu",
     "iproute2",
     "netbase",
-    "nfs-common",
     "nfs-ganesha",
     "nfs-ganesha-vfs",
     "procps",
@@ -44,7 +39,6 @@ HOST_PACKAGES = (
     "qemu-utils",
     "rpcbind",
     "seabios",
-    "socat",
     "virtiofsd",
 )
 
@@ -69,7 +63,7 @@ def host_tools() -> Path:
     def build(output: Path) -> None:
         debian.bootstrap(output / "root", HOST_PACKAGES)
 
-    inputs = cache.digest(REFRESH, debian.SUITE, *HOST_PACKAGES)
+    inputs = cache.digest(cache.REFRESH, debian.SUITE, *HOST_PACKAGES)
     return cache.artefact("host-tools", inputs, build) / "root"
 
 
@@ -84,7 +78,8 @@ def kubernetes() -> Path:
             stamps=_kubernetes_stamps(),
         )
 
-    inputs = cache.digest(KUBERNETES, gobuild.sources("kubernetes"))
+    what = (*_KUBERNETES_PROGRAMS, *_kubernetes_stamps())
+    inputs = cache.digest(KUBERNETES, *what, gobuild.recipe("kubernetes"))
     return cache.artefact("kubernetes", inputs, build)
 
 
@@ -95,7 +90,7 @@ def csi_sanity() -> Path:
         package = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"
         gobuild.build("csi-sanity", [package], output)
 
-    inputs = cache.digest(gobuild.sources("csi-sanity"))
+    inputs = cache.digest(gobuild.recipe("csi-sanity"))
     return cache.artefact("csi-sanity", inputs, build) / "csi-sanity"
 
 
@@ -105,7 +100,7 @@ def probe() -> Path:
     def build(output: Path) -> None:
         gobuild.build("probe", ["."], output)
 
-    return cache.artefact("probe", cache.digest(gobuild.sources("probe")), build) / "probe"
+    return cache.artefact("probe", cache.digest(gobuild.recipe("probe")), build) / "probe"
 
 
 def node_root() -> Path:
@@ -113,7 +108,7 @@ def node_root() -> Path:
 
     They are shared: a running node writes to an overlay of the disk.
     """
-    inputs = cache.digest(REFRESH, nodeimage.recipe())
+    inputs = cache.digest(cache.REFRESH, nodeimage.recipe())
     return cache.artefact("node-root", inputs, nodeimage.build)
 
 
@@ -122,14 +117,18 @@ def node_python() -> Path:
     lock = _checkout() / "requirements" / "node.txt"
 
     def build(output: Path) -> None:
-        where = ["--target", str(output), "--no-compile", "--no-deps"]
-        platform = ["--python-version", "3.13", "--only-binary=:all:", "--require-hashes"]
-        for tag in ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "linux_x86_64"):
-            platform += ["--platform", tag]
-        argv = [sys.executable, "-m", "pip", "install", "--quiet", *where, *platform]
-        run_sync([*argv, "-r", str(lock)], timeout_s=_PIP_TIMEOUT_S, env=os.environ)
+        argv = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(output)]
+        run_sync([*argv, *_FOR_NODE, "-r", str(lock)], timeout_s=_PIP_TIMEOUT_S, env=os.environ)
 
-    return cache.artefact("node-python", cache.digest(lock.read_bytes()), build)
+    return cache.artefact("node-python", cache.digest(lock.read_bytes(), *_FOR_NODE), build)
+
+
+# Of pip: whole and ready-made, for the node's Python.
+_FOR_NODE = (
+    *("--no-compile", "--no-deps", "--require-hashes", "--only-binary=:all:"),
+    *("--python-version", "3.13", "--platform", "manylinux_2_28_x86_64"),
+    *("--platform", "manylinux2014_x86_64", "--platform", "linux_x86_64"),
+)
 
 
 def guest_image() -> Path:
@@ -137,7 +136,7 @@ def guest_image() -> Path:
     package = Path(kangaroo.__file__).parent
     files = (path for path in package.rglob("*") if path.suffix in {".py", ".sh"})
     inside = (path for path in files if path.relative_to(package).parts[0] in _GUEST_SOURCES)
-    inputs = cache.digest(REFRESH, debian.SUITE, cache.digest_files(package, inside))
+    inputs = cache.digest(cache.REFRESH, debian.SUITE, cache.digest_files(package, inside))
 
     def build(output: Path) -> None:
         guest_build.build(output)
@@ -163,8 +162,8 @@ def oci_images() -> list[Path]:
         shutil.rmtree(programs)
 
     recipe = Path(images.__file__).read_bytes()
-    inputs = cache.digest(REFRESH, recipe, BUSYBOX_IMAGE, *PAUSE_IMAGES, gobuild.sources("pause"))
-    inputs = cache.digest(inputs, workload_image.digest(), Path(__file__).read_bytes())
+    programs = (gobuild.recipe("pause"), workload_image.digest())
+    inputs = cache.digest(cache.REFRESH, recipe, Path(__file__).read_bytes(), *programs)
     return sorted(cache.artefact("oci-images", inputs, build).glob("*.tar"))
 
 
@@ -186,7 +185,7 @@ def sidecar_images() -> list[Path]:
         shutil.rmtree(programs)
 
     recipe = Path(images.__file__).read_bytes()
-    inputs = cache.digest(recipe, _SIDECAR_REGISTRY, *_SIDECARS, gobuild.sources("sidecars"))
+    inputs = cache.digest(recipe, _SIDECAR_REGISTRY, *_SIDECARS, gobuild.recipe("sidecars"))
     return sorted(cache.artefact("sidecar-images", inputs, build).glob("*.tar"))
 
 
@@ -207,7 +206,7 @@ def snapshot_crds() -> list[Path]:
         for path in published.glob("snapshot.storage.k8s.io_*.yaml"):
             shutil.copyfile(path, output / path.name)
 
-    inputs = cache.digest(_SNAPSHOT_API, gobuild.sources("sidecars"))
+    inputs = cache.digest(_SNAPSHOT_API, gobuild.recipe("sidecars"))
     return sorted(cache.artefact("snapshot-crds", inputs, build).glob("*.yaml"))
 
 

@@ -12,7 +12,8 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kangaroo.errors import CommandFailed, FailedPrecondition, KangarooError
@@ -42,6 +43,9 @@ LAB_PACKAGES = (
 DISK_NEEDED_GIB = 16
 _KEYRINGS = Path("/usr/share/keyrings")
 _APT_TIMEOUT_S = 900.0
+# A machine that was just started installs its updates first.
+_LOCK_TIMEOUT_S = 600
+_LOCK_RETRY_S = 5.0
 
 
 def python() -> None:
@@ -92,16 +96,31 @@ def _install(packages: Sequence[str]) -> None:
             f"missing: {' '.join(packages)}", hint="run as root, or install them with apt-get"
         )
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
-    install = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *packages]
+    waiting = ["-o", f"DPkg::Lock::Timeout={_LOCK_TIMEOUT_S}"]
+    options = ["--yes", "--quiet", "--no-install-recommends", *waiting]
     print(f"installing {' '.join(packages)}", file=sys.stderr)
     step = "install Debian packages"
     with Steps([step], logs=cache.cache_dir() / "logs").step(step):
         # A list that cannot be had (some third party's) matters only if a package is missing.
         try:
-            run_sync(["apt-get", "update", "--quiet"], timeout_s=_APT_TIMEOUT_S, env=environment)
+            _update(environment)
         except CommandFailed as error:
-            print(f"warning: {error}", file=sys.stderr)
-        run_sync(install, timeout_s=_APT_TIMEOUT_S, env=environment)
+            print(f"warning: {error.brief}", file=sys.stderr)
+        install = ["apt-get", "install", *options, *packages]
+        run_sync(install, timeout_s=_LOCK_TIMEOUT_S + _APT_TIMEOUT_S, env=environment)
+
+
+def _update(environment: Mapping[str, str]) -> None:
+    """Read the archives' lists. For their lock apt has no option to wait, as it has for dpkg's."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            run_sync(["apt-get", "update", "--quiet"], timeout_s=_APT_TIMEOUT_S, env=environment)
+            return
+        except CommandFailed as error:
+            if "/lists/lock" not in error.stderr or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOCK_RETRY_S)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -111,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
         for name in arguments:
             parts[name]()
     except KangarooError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.brief if error.shown else error}", file=sys.stderr)
         return 1
     return 0
 

@@ -16,12 +16,17 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from kangaroo.linux import mount, mountinfo
+
 Build = Callable[[Path], None]
 
 KEPT_VERSIONS = 3
 _HASH_DIGITS = 16
 # A change here makes every artefact anew.
 _FORMAT = "1"
+# Count up to take newer packages from Debian's mirror with the same recipes: part of the inputs of
+# whatever holds packages.
+REFRESH = "1"
 
 
 def cache_dir() -> Path:
@@ -72,6 +77,13 @@ def artefact(name: str, inputs: str, build: Build) -> Path:
     return path
 
 
+def touch(path: Path) -> None:
+    """Have the artefact that `path` is, or lies in, count as newly used. Others are left alone."""
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        name, *_ = path.relative_to(cache_dir()).parts
+        os.utime(cache_dir() / name)
+
+
 @contextlib.contextmanager
 def _locked(name: str) -> Iterator[None]:
     locks = cache_dir() / "locks"
@@ -87,7 +99,23 @@ def _workspace(name: str) -> Iterator[Path]:
     try:
         yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
+
+
+def _remove(tree: Path) -> None:
+    """Remove a directory and all that is in it. What a killed build left mounted there (mmdebstrap
+    the machine's /dev/shm, /sys and /proc) is not in it.
+    """
+    mounted = [
+        entry.mount_point
+        for entry in mountinfo.read()
+        if Path(entry.mount_point).is_relative_to(tree.resolve())
+    ]
+    for point in mounted:
+        mount.make_private(point)  # or the machine loses what is mounted in its own
+    for point in reversed(mounted):
+        mount.umount(point, mount.UmountFlag.DETACH)
+    shutil.rmtree(tree, ignore_errors=True)
 
 
 def _prune(name: str) -> None:
@@ -100,4 +128,4 @@ def _prune(name: str) -> None:
     versions.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     stale = versions[KEPT_VERSIONS:] + list(cache_dir().glob(f".{name}-????????"))
     for path in stale:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)

@@ -19,11 +19,11 @@ from kangaroo.errors import KangarooError
 from kangaroo_lab.evidence import MOUNT_POINT, in_pod
 from kangaroo_lab.manifests import Variant
 from kangaroo_lab.rollout import Pod
+from kangaroo_lab.workload_image import IMAGE
 
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
-WORKLOAD_IMAGE = "kangaroo.io/workload:1"
 # A piece stops after this long and counts what it did: a slow way costs bounded time.
 LIMIT_S = 6.0
 EXEC_TIMEOUT_S = 300.0
@@ -143,9 +143,9 @@ class Comparison:
 def variants(runtime_class: str = "runv") -> dict[Way, Variant]:
     """The three Deployments to compare, in terms of the example's."""
     return {
-        Way.RUNC: Variant("compare-runc", None, False, WORKLOAD_IMAGE),
-        Way.VIRTIOFS: Variant("compare-virtiofs", runtime_class, False, WORKLOAD_IMAGE),
-        Way.PASSTHROUGH: Variant("compare-passthrough", runtime_class, True, WORKLOAD_IMAGE),
+        Way.RUNC: Variant("compare-runc", None, False, IMAGE),
+        Way.VIRTIOFS: Variant("compare-virtiofs", runtime_class, False, IMAGE),
+        Way.PASSTHROUGH: Variant("compare-passthrough", runtime_class, True, IMAGE),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from kangaroo.linux.process import run_sync
 from kangaroo_lab import network as net
@@ -28,7 +29,9 @@ _LAST_ROLE = "rolebinding/system::extension-apiserver-authentication-reader"
 
 @dataclass(frozen=True, slots=True)
 class ControlPlane:
-    """Where the control plane's programs and files are."""
+    """Where the control plane's programs and files are. Its processes have the names in PARTS."""
+
+    PARTS: ClassVar = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 
     network: Network
     pki: Pki

@@ -21,10 +21,13 @@ _START_S = 60
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call came to. `code` is gRPC's name of it, `seconds` the client's time."""
+    """What a call came to. `code` is gRPC's name of it, `seconds` the client's time from `begun_s`
+    after its round began.
+    """
 
     code: str
     message: str
+    begun_s: float
     seconds: float
     response: Mapping[str, Any]
 

@@ -53,11 +53,9 @@ class Daemon:
             return []
         return [pid for pid in _processes() if _in_session(pid, self.pid)]
 
-    def tail(self, lines: int = 15) -> str:
+    def tail(self) -> str:
         """The end of its log."""
-        with contextlib.suppress(OSError):
-            return "\n".join(Path(self.log).read_text(errors="replace").splitlines()[-lines:])
-        return ""
+        return tail(Path(self.log))
 
 
 def start(
@@ -102,6 +100,13 @@ def stop(daemon: Daemon, *, timeout_s: float = TERM_TIMEOUT_S) -> None:
     end(members)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(daemon.pid, os.WNOHANG)
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The end of a log; nothing of one that is not there."""
+    with contextlib.suppress(OSError):
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    return ""
 
 
 def end(pids: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from kangaroo_lab import comparison, evidence, manifests, picture, report, rollout
+from kangaroo_lab.bench import results
 from kangaroo_lab.comparison import Comparison, Way
 from kangaroo_lab.evidence import Check, PodFacts
 from kangaroo_lab.manifests import Manifest, Variant
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
 
 FORMAT = 1
+COMMAND = "make demo"
 EXAMPLE = "deploy-nas-csi"
 EXAMPLE_APP = "busybox"
 EXAMPLE_REPLICAS = 2
@@ -38,7 +40,7 @@ class Options:
     """What to show, and where the results go."""
 
     manifest: Path
-    output: Path  # directory of the picture and the JSON
+    output: Path  # directory of the table, the picture and the JSON
     json: Path | None = None  # None: evidence.json in `output`
     keep: bool = False
     rounds: int = 1
@@ -147,6 +149,7 @@ class Demo:
         self.console.print(report.table(result))
         for path in picture.draw(result, self.options.output):
             self._say(f"picture: {path}")
+        self._say(f"table: {write_table(result, self.options.output)}")
         rollout.delete(self.lab, *(wanted.name for wanted in comparison.variants().values()))
 
     def finish(self, text: str) -> None:
@@ -212,6 +215,16 @@ def print_section(console: Console, section: Section) -> None:
         mark, style = ("holds", "green") if check.holds else ("DOES NOT HOLD", "bold red")
         line(f"{mark}  {check.claim}", style)
         line(f"       {check.fact}", "dim")
+
+
+def write_table(compared: Comparison, directory: Path) -> Path:
+    """Write the comparison as report.md, in Markdown, beside its picture; its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "report.md"
+    path.write_text(
+        results.markdown("What the demo compared", COMMAND, (results.compared(compared),))
+    )
+    return path
 
 
 def write(evidence_seen: Evidence, options: Options) -> Path:

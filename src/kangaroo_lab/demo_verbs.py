@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kangaroo.errors import KangarooError
+from kangaroo_lab.tree import CHECKOUT
+from kangaroo_lab.verbs import existing, positive
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from kangaroo_lab.lab import Lab
 
-EXAMPLE = Path("examples/nas.yaml")
+EXAMPLE = CHECKOUT / "examples/nas.yaml"
 USAGE = """\
 The lab is up. Look around:
   kangaroo lab status
@@ -43,7 +45,7 @@ def register(subparsers: Any) -> None:
         help="measure sandbox start, memory, the comparison and imports",
         description="Measure in the lab; write results.json, report.md, report.html, pictures.",
     )
-    bench.add_argument("--starts", type=int, default=5, help="sandboxes to start (default: 5)")
+    bench.add_argument("--starts", type=positive, default=5, help="sandboxes to start (default: 5)")
     _shared(bench, output=Path("build/bench"), rounds=3)
     bench.set_defaults(run=run_bench)
     csi = subparsers.add_parser(
@@ -53,12 +55,12 @@ def register(subparsers: Any) -> None:
     )
     csi.add_argument(
         "--peer",
-        type=Path,
+        type=existing,
         metavar="FILE",
         help="csi-driver-nfs's static program for x86-64, /nfsplugin in its image",
     )
-    csi.add_argument("--turns", type=int, default=5, help="of the latencies (default: 5)")
-    csi.add_argument("--volumes", type=int, default=500, help="of a full node (default: 500)")
+    csi.add_argument("--turns", type=positive, default=5, help="of the latencies (default: 5)")
+    csi.add_argument("--volumes", type=positive, default=500, help="of a full node (default: 500)")
     _output(csi, output=Path("build/bench-csi"))
     csi.set_defaults(run=run_bench_csi)
 
@@ -130,34 +132,48 @@ def _output(parser: argparse.ArgumentParser, *, output: Path) -> None:
 def _shared(parser: argparse.ArgumentParser, *, output: Path, rounds: int) -> None:
     _output(parser, output=output)
     parser.add_argument(
-        "--rounds", type=int, default=rounds, help=f"of the comparison (default: {rounds})"
+        "--rounds", type=positive, default=rounds, help=f"of the comparison (default: {rounds})"
     )
-    parser.add_argument("--manifest", type=Path, default=EXAMPLE, help="the example to apply")
+    parser.add_argument("--manifest", type=existing, default=EXAMPLE, help="the example to apply")
 
 
 @contextmanager
 def _lab(*, keep: bool, console: Console) -> Iterator[Lab]:
-    """The lab, up. One that was up before stays up; one that this brought up goes down, unless
-    `keep`.
+    """The lab, up, and nobody else's meanwhile. One that was there before stays as it is; one that
+    this began goes down, unless `keep`. What fails in the block is raised, whatever comes after.
     """
     from kangaroo_lab.lab import Lab  # noqa: PLC0415
-    from kangaroo_lab.rollout import RolloutFailed  # noqa: PLC0415
 
     lab = Lab.open()
-    was_up = lab.running()
-    try:
-        lab.up()
-        yield lab
-    except KangarooError as error:
-        if isinstance(error, RolloutFailed):
-            sys.stderr.write(f"{error.diagnosis}\n")
-        sys.stderr.write(f"logs of all parts: {lab.logs}\n")
-        raise
-    finally:
-        if keep or was_up:
-            console.print(USAGE.replace("kangaroo", sys.argv[0]), highlight=False)
-        else:
-            lab.down()
+    with lab.in_use():
+        try:
+            lab.up()
+            yield lab
+        except BaseException as error:
+            _explain(error, lab)
+            try:
+                _leave(lab, keep=keep, console=console)
+            except (KangarooError, OSError) as second:
+                sys.stderr.write(f"and then: {second}\n")
+            raise
+        _leave(lab, keep=keep, console=console)
+
+
+def _explain(error: BaseException, lab: Lab) -> None:
+    from kangaroo_lab.rollout import RolloutFailed  # noqa: PLC0415
+
+    if isinstance(error, RolloutFailed):
+        sys.stderr.write(f"{error.diagnosis}\n")
+    if isinstance(error, Exception):  # whoever interrupts it does not want to wait
+        sys.stderr.write(f"journals and logs of sandboxes: {lab.save_journals('demo')}\n")
+    sys.stderr.write(f"logs of all other parts: {lab.logs}\n")
+
+
+def _leave(lab: Lab, *, keep: bool, console: Console) -> None:
+    if lab.began and not keep:
+        lab.down()
+    elif lab.running():
+        console.print(USAGE.replace("kangaroo", sys.argv[0]), highlight=False)
 
 
 def _verdict(evidence: Any, console: Console) -> int:

@@ -1,4 +1,5 @@
-"""Put this checkout's code and guest image on a node that runs, without a torn state between.
+"""Put this checkout's code, configuration and guest image on a node that runs, without a torn state
+between.
 
 A sandbox may start at any moment: it finds the package and the guest image as they were or as they
 are now, because both change by one rename.
@@ -15,23 +16,33 @@ _STAGE = "/opt/kangaroo/.stage"
 _GUEST = "/var/lib/kangaroo/guest"
 _TIMEOUT_S = 120
 
-# cp replaces files that are in use by new ones instead of writing into them.
+# cp replaces files that are in use by new ones instead of writing into them. Of configuration only
+# what differs is replaced: containerd looks at its networks whenever a file of theirs is.
 _TAKE_OVER = f"""
 set -e
+cd {_STAGE}
+changed=
+for file in $(find etc -type f); do
+    if cmp --silent $file /$file; then rm $file; else changed="$changed $file"; fi
+done
 package=opt/kangaroo/lib/kangaroo
-mv --exchange -T {_STAGE}/$package /$package
-rm -r {_STAGE}/$package
-cp -r --preserve=mode,timestamps --remove-destination {_STAGE}/. /
+mv --exchange -T $package /$package
+rm -r $package
+cp -r --preserve=mode,timestamps --remove-destination . /
+cd /
 rm -r {_STAGE}
 systemd-sysusers
 systemd-tmpfiles --create kangaroo.conf
 systemctl daemon-reload
+case $changed in *containerd*) systemctl restart containerd ;; esac
+case $changed in *kubelet*) systemctl restart kubelet ;; esac
 systemctl restart kangaroo-csi
 """
 
 
-def deploy_code(node: Node, tree: Path) -> None:
-    """Replace the package, the entry scripts and the units by those in `tree`; restart the driver.
+def deploy_tree(node: Node, tree: Path) -> None:
+    """Put the files in `tree` in place of the node's: the package, entry scripts, units and
+    configuration. Restarts the driver, and containerd and kubelet where theirs is another.
 
     A module that a running shim has yet to import is the new one.
     """

@@ -45,13 +45,17 @@ def dual_stack(lab: Lab) -> Iterator[str]:
         yield NAS
 
 
-def with_ipv6(configuration: str, pods: str) -> str:
-    """A CNI configuration list whose first plugin gives addresses of `pods`, too. Pure."""
+def with_ipv6(configuration: str, *pods: str) -> str:
+    """A CNI configuration list whose first plugin gives addresses of these ranges as its only ones
+    of IPv6, or none. Pure.
+    """
     document: dict[str, Any] = json.loads(configuration)
     ipam = document["plugins"][0]["ipam"]
-    ipam["ranges"].append([{"subnet": pods}])
-    ipam["routes"].append({"dst": "::/0"})
-    return json.dumps(document)
+    ranges = [each for each in ipam["ranges"] if ":" not in each[0]["subnet"]]
+    routes = [each for each in ipam["routes"] if ":" not in each["dst"]]
+    ipam["ranges"] = [*ranges, *([{"subnet": each}] for each in pods)]
+    ipam["routes"] = [*routes, *([{"dst": "::/0"}] if pods else [])]
+    return json.dumps(document, indent=2)
 
 
 def _addresses(network: Network) -> tuple[tuple[str, str, str], ...]:
@@ -88,15 +92,15 @@ def _route(namespace: str, pods: str, via: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _node(node: Node) -> Iterator[None]:
     address = [f"{_address_of(node)}/{_PREFIX}", "dev", "eth0"]
-    before = node.exec(["cat", _CNI]).stdout
+    configuration = node.exec(["cat", _CNI]).stdout
     node.exec(["ip", "-6", "address", "replace", *address, "nodad"])
     node.exec(["ip", "-6", "route", "replace", "default", "via", _GATEWAY])
     node.exec(["sysctl", "-q", "-w", _FORWARD])
-    _write(node, with_ipv6(before, _pods(node)))
+    _write(node, with_ipv6(configuration, _pods(node)))
     try:
         yield
     finally:
-        _write(node, before)
+        _write(node, with_ipv6(configuration))
         node.exec(["ip", "-6", "address", "flush", "dev", "cni0", "scope", "global"], check=False)
         node.exec(["ip", "-6", "route", "delete", "default", "via", _GATEWAY])
         node.exec(["ip", "-6", "address", "delete", *address])

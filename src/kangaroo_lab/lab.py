@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +14,16 @@ from pathlib import Path
 
 from kangaroo.errors import DeadlineExceeded, FailedPrecondition, NotFound
 from kangaroo.linux.process import ended
-from kangaroo_lab import accelerator, artefacts, deployment, leftovers, payload, tree
+from kangaroo_lab import (
+    accelerator,
+    artefacts,
+    cache,
+    deployment,
+    journals,
+    leftovers,
+    payload,
+    tree,
+)
 from kangaroo_lab import network as net
 from kangaroo_lab.controlplane import ControlPlane
 from kangaroo_lab.daemon import Daemon, stop
@@ -36,13 +47,19 @@ _MANIFESTS = Path("deploy/kubernetes")
 _CLEAN = "what an ended lab left"
 _READY = "nodes ready"
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(slots=True)
 class Lab:
-    """A lab in a directory. What it does is on disk, so another process can open it later."""
+    """A lab in a directory. What it does is on disk, so another process can open it later.
+
+    `began` is whether `up` of this object began to bring the lab up, and did not find it.
+    """
 
     directory: Path
     store: Store
+    began: bool = False
 
     @classmethod
     def open(cls, directory: Path | None = None) -> Lab:
@@ -91,10 +108,24 @@ class Lab:
             host_tools=Path(shape.host_tools),
         )
 
+    def parts(self) -> Mapping[str, Daemon | None]:
+        """The processes that the lab should have, by name; None is one that was stopped, or never
+        started. Raises NotFound when the lab is down.
+        """
+        expected = (*Nas.PARTS, *ControlPlane.PARTS, *self.nodes)
+        return {**dict.fromkeys(expected), **self.store.daemons}
+
+    def absent(self) -> list[str]:
+        """The parts that do not live."""
+        return [name for name, daemon in self.parts().items() if not (daemon and daemon.alive())]
+
     def running(self) -> bool:
-        """Whether the lab was brought up to the end and all its processes live."""
-        daemons = self.store.daemons.values()
-        return self.store.complete and bool(daemons) and all(one.alive() for one in daemons)
+        """Whether the lab was brought up to the end and all its parts live."""
+        return self.store.complete and not self.absent()
+
+    def usable(self) -> bool:
+        """Whether it runs, but perhaps for its NAS, which `up` starts again."""
+        return self.store.complete and {*self.absent()} <= {*Nas.PARTS}
 
     def ended(self) -> bool:
         """Whether a lab was here and no process of it lives: killed, or the machine restarted."""
@@ -105,13 +136,18 @@ class Lab:
         """Bring the lab up with `nodes` nodes or more; False when it was up already. Builds what is
         not in the cache.
 
-        To a lab that is up with fewer, nodes are added; they have the memory of the others. What a
-        lab that ended left behind is taken away first. Raises FailedPrecondition for a lab that is
-        half up, and what its parts raise. A lab that failed to come up is left as it is, for its
-        logs; `down` cleans it.
+        To a lab that is up with fewer, nodes are added; they have the memory of the others. A NAS
+        that was stopped is started. What a lab that ended left behind is taken away first. Raises
+        FailedPrecondition for a lab that is half up, or whose nodes have another memory than asked
+        for, and what its parts raise. A lab that failed to come up is left as it is, for its logs;
+        `down` cleans it.
         """
+        _require_root()
         with self._locked():
-            if self.running():
+            self._hold_artefacts()
+            if self.usable():
+                self._require_memory(memory_mib)
+                self._start_nas()
                 return self._grow(nodes)
             ended = self.ended()
             steps = self._progress([*([_CLEAN] if ended else []), *_steps(nodes)])
@@ -135,15 +171,19 @@ class Lab:
         """Build of `wanted`, by default of what `up` and `make test` need, what the cache has not,
         without touching what runs.
         """
+        _require_root()
         if wanted is None:
             wanted = {**artefacts.everything(), **artefacts.for_tests()}
+        self._hold_artefacts()
         _build(wanted, self._progress([*wanted]))
 
     def down(self) -> bool:
         """Take everything away but logs and the NAS's data; False when there was nothing.
 
         Works on a lab that is half up. Raises FailedPrecondition naming whatever did not go away.
+        What others run on its files is left alone, and logged.
         """
+        _require_root()
         with self._locked():
             # Without a shape nothing was made here: namespaces would be another directory's lab.
             if self.store.shape is None:
@@ -167,7 +207,8 @@ class Lab:
         self.kubectl("apply", "-f", "-", input=manifest)
 
     def deploy(self, *, guest: bool = True) -> None:
-        """Put this checkout's code, configuration and guest image on the nodes; restart the driver.
+        """Put this checkout's code, configuration and guest image on the nodes, and its objects in
+        the cluster; restart the driver, and what has another configuration now.
 
         Waits for another `deploy`. Sandboxes that run keep the image that they started with.
         """
@@ -176,11 +217,37 @@ class Lab:
             locked(self.directory, "deploy.lock", wait=True),
             tempfile.TemporaryDirectory() as stage,
         ):
+            self._apply_objects()
             tree.install_code(Path(stage), host_tools=Path(self.shape.host_tools))
             for node in self.nodes.values():
-                deployment.deploy_code(node, Path(stage))
+                payload.configure(Path(stage), self._identity(node), artefacts.PAUSE_IMAGES[0])
+                deployment.deploy_tree(node, Path(stage))
                 if image is not None:
                     deployment.deploy_guest(node, image)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep out whoever else would use the whole lab while the block runs: tests, demos and
+        benches stop its parts and put code on its nodes. Single commands are not kept out. Raises
+        FailedPrecondition when another has it.
+        """
+        _require_root()
+        refusal = "tests, a demo or a bench of another process are using this lab"
+        hint = "wait for its end, or use a lab of your own: KANGAROO_LAB=DIRECTORY"
+        with locked(self.directory, "use.lock", refusal=refusal, hint=hint):
+            yield
+
+    def save_journals(self, name: str) -> Path:
+        """Keep what only the nodes that run have of themselves and of their sandboxes, in files
+        that begin with `name`; the directory that they are in. Never raises; `journals.TIMEOUT_S`
+        is the deadline of each file.
+        """
+        directory = self.logs / "failures"
+        for node in self.nodes.values() if self.store.shape else ():
+            machine = self.store.daemon(node.name)
+            if machine is not None and machine.alive():
+                journals.save(node, directory, name)
+        return directory
 
     @contextlib.contextmanager
     def powered_off(self, name: str, *, orderly: bool = False) -> Iterator[None]:
@@ -220,6 +287,8 @@ class Lab:
             # A node's disk is thrown away: nothing is lost with its power.
             stop(daemon, timeout_s=0 if daemon.name.startswith("node") else 5)
         leftovers.stop_strays(self.directory, network)
+        for stranger in leftovers.strangers(self.directory):
+            _log.warning("not of the lab, and left alone on its files: %s", stranger)
         net.remove(network)
         for name in ("nodes", "control-plane", "pki", "nas/run"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
@@ -231,8 +300,9 @@ class Lab:
 
     def _require_nothing(self) -> None:
         if self.store.shape is not None:
+            state = f"without {', '.join(self.absent())}" if self.store.complete else "half up"
             raise FailedPrecondition(
-                f"{self.directory}: a lab is there, but not as asked for",
+                f"{self.directory}: a lab is there, but {state}",
                 hint="kangaroo lab status; kangaroo lab down",
             )
         taken = [name for name in self._network().namespaces if net.exists(name)]
@@ -242,6 +312,26 @@ class Lab:
                 hint="a lab in another directory of this name has it: take that one down, or"
                 f" `ip netns delete {taken[0]}`",
             )
+
+    def _require_memory(self, memory_mib: int | None) -> None:
+        if memory_mib not in (None, self.shape.memory_mib):
+            raise FailedPrecondition(
+                f"{self.directory}: the lab is up, with {self.shape.memory_mib} MiB a node",
+                hint="kangaroo lab down",
+            )
+
+    def _hold_artefacts(self) -> None:
+        """Have the cache keep what the lab that is here runs on, whatever is built meanwhile."""
+        if shape := self.store.shape:
+            for path in (shape.host_tools, shape.kubernetes, shape.node_root):
+                cache.touch(Path(path))
+
+    def _start_nas(self) -> None:
+        """Start the NAS of a lab that is up, if it was stopped or a part of it ended."""
+        if not self.running():
+            with self._progress(["NAS"]).step("NAS"):
+                self.nas.stop()
+                self.nas.start()
 
     def _progress(self, names: Sequence[str]) -> Steps:
         of = "" if self.directory == DEFAULT_DIRECTORY else self.directory.name
@@ -259,6 +349,9 @@ class Lab:
             logs=self.logs,
             keys=Keys(self.directory / "pki", self.shape.network.name),
         )
+
+    def _identity(self, node: Node) -> payload.Identity:
+        return payload.Identity(node.index, self.shape.network, self.control_plane.server)
 
     def _up(self, nodes: int, memory_mib: int | None, steps: Steps) -> None:
         _build(artefacts.everything(), steps)
@@ -322,15 +415,17 @@ class Lab:
             accelerator=accelerator.choose(tools, root),
             host_tools=str(tools),
             kubernetes=str(artefacts.kubernetes()),
+            node_root=str(root),
             memory_mib=memory_mib or DEFAULT_MEMORY_MIB,
         )
+        self.began = True
         self.store.shape = shape
         self.store.complete = False
         self.store.save()
 
     def _apply_objects(self) -> None:
         for manifest in sorted((tree.CHECKOUT / _MANIFESTS).glob("*.yaml")):
-            self.kubectl("apply", "--server-side", "-f", str(manifest))
+            self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(manifest))
 
     def _boot(self, node: Node) -> None:
         shape = self.shape
@@ -344,22 +439,20 @@ class Lab:
             images=artefacts.oci_images(),
             pause_image=artefacts.PAUSE_IMAGES[0],
         )
-        identity = payload.Identity(node.index, shape.network, self.control_plane.server)
         pki = self.control_plane.pki
-        payload.create(node.payload, identity, parts=parts, pki=pki, keys=node.keys)
+        payload.create(node.payload, self._identity(node), parts=parts, pki=pki, keys=node.keys)
         net.add_node(shape.network, node.index)
         node.disk.unlink(missing_ok=True)
         self._start(node, shape)
 
     def _start(self, node: Node, shape: Shape) -> None:
-        for event in node.boot(
+        for machine in node.boot(
             host_tools=Path(shape.host_tools),
-            root=artefacts.node_root(),
+            root=Path(shape.node_root) if shape.node_root else artefacts.node_root(),
             memory_mib=shape.memory_mib,
             accel=shape.accelerator,
         ):
-            if isinstance(event, Daemon):
-                self.store.remember_daemon(event)
+            self.store.remember_daemon(machine)
 
     def _await_nodes(self) -> None:
         names = [f"node/{name}" for name in self.nodes]
@@ -368,6 +461,13 @@ class Lab:
             self.kubectl(*wait, timeout_s=NODE_READY_TIMEOUT_S + 30)
         account = ["serviceaccount/default", "--namespace=default", "--timeout=60s"]
         self.kubectl("wait", "--for=create", *account)
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise FailedPrecondition(
+            "a lab is made of namespaces, mounts and disks", hint="run as root"
+        )
 
 
 def _build(wanted: Mapping[str, Callable[[], object]], steps: Steps) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from string import Template
+from typing import ClassVar
 
 from kangaroo.linux.process import run_sync
 from kangaroo_lab import data, readiness
@@ -47,7 +48,9 @@ class Failure(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Nas:
-    """The NAS of a lab. Its processes are written down in `store`."""
+    """The NAS of a lab. Its processes are written down in `store`, by the names in PARTS."""
+
+    PARTS: ClassVar = ("rpcbind", "ganesha")
 
     network: Network
     directory: Path
@@ -89,10 +92,18 @@ class Nas:
 
     def stop(self) -> None:
         """End the server at once, as a failure does: clients wait for it. A repeat does nothing."""
-        for name in ("ganesha", "rpcbind"):
+        for name in reversed(self.PARTS):
             if daemon := self.store.daemon(name):
                 stop(daemon, timeout_s=0)
                 self.store.forget_daemon(name)
+
+    def restart(self) -> None:
+        """Serve everybody every version, whatever was done to it before. Raises what `start`
+        raises.
+        """
+        self.unblock()
+        self.stop()
+        self.start()
 
     @property
     def recovery(self) -> Path:
@@ -129,7 +140,7 @@ class Nas:
     def second_address(self) -> Iterator[str]:
         """Another address of the NAS, which clients (of version 3) take for another server."""
         address = f"{self.network.second_nas}/{self.network.prefix}"
-        self._address("add", address)
+        self._address("replace", address)  # one that a killed test left is as good
         try:
             yield self.network.second_nas
         finally:

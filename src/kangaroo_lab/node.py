@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import signal
 import subprocess
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from kangaroo.errors import CommandFailed, DeadlineExceeded
+from kangaroo.errors import CommandFailed, DeadlineExceeded, Unavailable
 from kangaroo.linux.process import run_sync
 from kangaroo_lab import accelerator, readiness
 from kangaroo_lab import network as net
-from kangaroo_lab.daemon import Daemon, start
+from kangaroo_lab.daemon import Daemon, start, tail
 from kangaroo_lab.enclosure import enclosed
 from kangaroo_lab.network import Network
 from kangaroo_lab.ssh import Keys
@@ -96,7 +99,8 @@ class Node:
 
     def copy_to(self, local: Path, remote: str, *, timeout_s: float = 300) -> None:
         """Copy a file, or what a directory holds, to `remote` on the node; it replaces what is
-        there and removes nothing.
+        there and removes nothing. Raises CommandFailed, DeadlineExceeded, OSError; a directory may
+        be there in part then.
         """
         if local.is_dir():
             pack = ["tar", "-C", str(local), "-cf", "-", "."]
@@ -104,20 +108,19 @@ class Node:
             unpack = f"tar -C '{remote}' --no-same-owner --no-overwrite-dir -xf -"
             self._stream(pack, f"mkdir -p '{remote}' && {unpack}", timeout_s)
         else:
-            self._stream(
-                ["cat", str(local)],
-                f"cat >'{remote}.new' && mv '{remote}.new' '{remote}'",
-                timeout_s,
-            )
+            with local.open("rb") as source:
+                put = f"cat >'{remote}.new' && mv '{remote}.new' '{remote}'"
+                self._feed(source, put, timeout_s)
 
     def boot(
         self, *, host_tools: Path, root: Path, memory_mib: int, accel: str
-    ) -> Iterable[Daemon | str]:
-        """Start the machine and wait until its services run. A disk that is there is that of a node
-        that was up before. Yields the machine's process once, then what the node says. Raises
-        DeadlineExceeded, Unavailable.
+    ) -> Iterator[Daemon]:
+        """Start the machine, yield its process, and wait until its services run. A disk that is
+        there is that of a node that was up before. Raises DeadlineExceeded, and Unavailable where
+        the machine or one of the services does not run.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
+        self.console.unlink(missing_ok=True)  # QEMU may end before it writes one
         if not self.disk.exists():
             self._make_disk(host_tools, root)
         argv = self._argv(root, memory_mib=memory_mib, accel=accel)
@@ -127,10 +130,11 @@ class Node:
             log = self.logs / f"{self.name}-qemu.log"
             machine = start(self.name, net.inside(self.network.name, *command), log=log)
             yield machine
-            for line in readiness.lines(listener, machine, timeout_s=_READY_TIMEOUT_S):
-                yield line
-                if line == "ready":
-                    return
+            try:
+                require_active(readiness.lines(listener, machine, timeout_s=_READY_TIMEOUT_S))
+            except (DeadlineExceeded, Unavailable) as error:
+                said = f"{error.message}\nthe end of {self.console}:\n{tail(self.console)}"
+                raise type(error)(said, hint=f"{log}, {self.console}") from error
 
     def _make_disk(self, host_tools: Path, root: Path) -> None:
         backing = root / "disk.raw"
@@ -173,19 +177,50 @@ class Node:
 
     def _stream(self, source: Sequence[str], remote: str, timeout_s: float) -> None:
         """Pipe what `source` writes into a shell command on the node."""
-        sink = self.ssh("sh", "-c", remote)
-        with subprocess.Popen(source, stdout=subprocess.PIPE) as producer:
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(source, stdout=subprocess.PIPE, stderr=errors) as producer,
+        ):
+            assert producer.stdout is not None
             try:
-                subprocess.run(
-                    sink, stdin=producer.stdout, capture_output=True, check=True, timeout=timeout_s
-                )
-            except subprocess.CalledProcessError as error:
-                output = error.stderr.decode(errors="replace")
-                raise CommandFailed(tuple(sink), error.returncode, output) from error
+                self._feed(producer.stdout, remote, timeout_s)
+                producer.stdout.close()
+                status = producer.wait(_TIMEOUT_S)
             except subprocess.TimeoutExpired as error:
-                raise DeadlineExceeded(f"{self.name}: copy not done in {timeout_s:g} s") from error
+                raise DeadlineExceeded(f"{source[0]} does not end") from error
             finally:
                 producer.kill()
+            # The sink may have had all that it wants before the last block's padding.
+            if status not in (0, -signal.SIGPIPE):
+                errors.seek(0)
+                raise CommandFailed(tuple(source), status, errors.read().decode(errors="replace"))
+
+    def _feed(self, source: IO[bytes], remote: str, timeout_s: float) -> None:
+        """Give an open file to a shell command on the node."""
+        sink = self.ssh("sh", "-c", remote)
+        try:
+            done = subprocess.run(
+                sink, stdin=source, capture_output=True, check=False, timeout=timeout_s
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DeadlineExceeded(f"{self.name}: copy not done in {timeout_s:g} s") from error
+        if done.returncode != 0:
+            raise CommandFailed(tuple(sink), done.returncode, done.stderr.decode(errors="replace"))
+
+
+def require_active(lines: Iterable[str]) -> None:
+    """Read what `data/node/ready.sh` writes to its end: a unit and its state a line, then `ready`.
+    Raises Unavailable naming the units that are not active.
+    """
+    failed = []
+    for line in lines:
+        if line == "ready":
+            break
+        unit, _, state = line.partition(" ")
+        if state not in ("", "active"):
+            failed.append(f"{unit} is {state}")
+    if failed:
+        raise Unavailable(f"the node is up, but {', '.join(failed)}")
 
 
 def completed(
@@ -205,5 +240,5 @@ def completed(
         raise DeadlineExceeded(f"{' '.join(argv)}: not done within {timeout_s:g} s") from error
     stdout, stderr = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
     if check and done.returncode != 0:
-        raise CommandFailed(tuple(argv), done.returncode, stderr + stdout)
+        raise CommandFailed(tuple(argv), done.returncode, stderr, stdout)
     return Completed(stdout, stderr, done.returncode)

@@ -6,7 +6,6 @@ is read-only and lasts as long as the node; `data/node/install.sh` on it puts th
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,11 +20,9 @@ from kangaroo_lab.pki import Pki, kubeconfig
 from kangaroo_lab.ssh import Keys
 from kangaroo_lab.tree import install_project
 
-UNITS = (
-    *("containerd", "ssh", "kangaroo-images", "kubelet", "kangaroo-csi", "kangaroo-sandboxes"),
-    "kangaroo-ready",
-)
-_PROGRAMS = ("kubelet", "crictl")
+SERVICES = ("containerd", "ssh", "kangaroo-images", "kubelet", "kangaroo-csi", "kangaroo-sandboxes")
+UNITS = (*SERVICES, "kangaroo-ready")
+_READY_SCRIPT = "/usr/local/lib/kangaroo-ready.sh"
 _PKI = "/etc/kubernetes/pki"
 _KUBECONFIG = "/etc/kubernetes/kubelet.kubeconfig"
 _TIMEOUT_S = 120
@@ -41,7 +38,7 @@ class Parts:
     host_tools: Path
     kubernetes: Path
     node_python: Path
-    guest_image: Path | None
+    guest_image: Path
     images: Sequence[Path]
     pause_image: str
 
@@ -71,7 +68,7 @@ def create(disk: Path, identity: Identity, *, parts: Parts, pki: Pki, keys: Keys
     _programs(stage, parts)
     install_project(stage / "files", parts.node_python, host_tools=parts.host_tools)
     _identity(stage / "files", identity, pki=pki, keys=keys)
-    _configuration(stage / "files", identity, parts.pause_image)
+    configure(stage / "files", identity, parts.pause_image)
     for script in ("install.sh", "images.sh"):
         shutil.copy(data.path(f"node/{script}"), stage)
     (stage / "node.env").write_text(_environment(identity))
@@ -81,17 +78,13 @@ def create(disk: Path, identity: Identity, *, parts: Parts, pki: Pki, keys: Keys
 
 def _programs(stage: Path, parts: Parts) -> None:
     (stage / "bin").mkdir()
-    for name in _PROGRAMS:
-        program = parts.kubernetes / name
-        if program.exists():
-            _link(program, stage / "bin" / name)
+    _link(parts.kubernetes / "kubelet", stage / "bin" / "kubelet")
     (stage / "images").mkdir()
     for image in parts.images:
         _link(image, stage / "images" / image.name)
-    if parts.guest_image is not None:
-        (stage / "guest").mkdir()
-        for file in parts.guest_image.iterdir():
-            _link(file, stage / "guest" / file.name)
+    (stage / "guest").mkdir()
+    for file in parts.guest_image.iterdir():
+        _link(file, stage / "guest" / file.name)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -146,9 +139,12 @@ def _identity(root: Path, identity: Identity, *, pki: Pki, keys: Keys) -> None:
         (root / directory).chmod(0o700)
 
 
-def _configuration(root: Path, identity: Identity, pause_image: str) -> None:
+def configure(root: Path, identity: Identity, pause_image: str) -> None:
+    """Put the configuration of a node's services under `root`, in place of what is there."""
     pods = identity.network.node_pods(identity.index)
     values = {"pods": pods, "pause_image": pause_image, "gateway": identity.network.gateway}
+    services = " ".join(f"{name}.service" for name in SERVICES)
+    ready = {"services": services, "script": _READY_SCRIPT}
     _template(root / "etc/containerd/config.toml", "containerd.toml", values)
     _template(root / "etc/cni/net.d/10-kangaroo.conflist", "cni.conflist", values)
     _template(root / "etc/kubernetes/kubelet.yaml", "kubelet.yaml", values)
@@ -156,13 +152,14 @@ def _configuration(root: Path, identity: Identity, pause_image: str) -> None:
         root / "etc/systemd/system/containerd.service.d/kangaroo.conf",
         data.text("node/containerd.conf"),
     )
-    for unit in ("kubelet", "kangaroo-images", "kangaroo-ready"):
+    for unit in ("kubelet", "kangaroo-images"):
         text = data.text(f"node/{unit}.service")
         _write(root / f"etc/systemd/system/{unit}.service", text)
+    _template(root / "etc/systemd/system/kangaroo-ready.service", "kangaroo-ready.service", ready)
+    _write(root / _READY_SCRIPT[1:], data.text("node/ready.sh"))
     runtime = f'events_kubeconfig = "{_KUBECONFIG}"\nboot_timeout_s = {_BOOT_TIMEOUT_S}\n'
     _write(root / "etc/kangaroo/runtime.toml", runtime)
-    crictl = {"runtime-endpoint": "unix:///run/containerd/containerd.sock", "timeout": 120}
-    _write(root / "etc/crictl.yaml", json.dumps(crictl))
+    _write(root / "etc/kangaroo/csi.toml", "# Every key has its default.\n")
 
 
 def _template(target: Path, name: str, values: Mapping[str, str]) -> None:

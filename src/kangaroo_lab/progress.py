@@ -1,12 +1,14 @@
 """Progress of something that takes minutes: which step of how many, how long, what comes next.
 
 On a terminal a line with the running time is redrawn; elsewhere (CI, a file) a step prints one line
-when it starts, one a minute, and one when it ends. A failed step prints the tail of its log.
+when it starts, one a minute, and one when it ends. A step in which a command failed prints the tail
+of what that said, and where all of it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 import threading
 import time
@@ -14,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from kangaroo.errors import CommandFailed
+from kangaroo.errors import CommandFailed, KangarooError
 
 _TAIL_LINES = 40
 _REMINDER_S = 60.0
@@ -23,9 +25,10 @@ _REMINDER_S = 60.0
 class Steps:
     """Steps known in advance by name. Not for use by several threads.
 
-    `with steps.step(name) as log:` runs one; `log` is the path for that step's output. A name that
-    was not announced is appended. A step that raises prints its log's tail and path, once. `of`
-    stands before every line: whose steps they are, where others' may come between.
+    `with steps.step(name):` runs one. A name that was not announced is appended. What an error
+    holds beyond one line is written to the step's log in `logs`, its tail is printed, and the error
+    is `shown`; the log of an earlier failure goes. `of` stands before every line: whose steps they
+    are, where others' may come between.
     """
 
     def __init__(
@@ -35,21 +38,21 @@ class Steps:
         self._names = list(names)
         self._logs = logs
         self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
+        # Bootstrap runs before there is a rich.
+        self._redraws = self._stream.isatty() and importlib.util.find_spec("rich") is not None
         self._started = time.monotonic()
         self.timings: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[Path]:
+    def step(self, name: str) -> Iterator[None]:
         if name not in self._names:
             self._names.append(name)
-        log = self._logs / f"{name.replace(' ', '-').replace('/', '-')}.log"
         started = time.monotonic()
         try:
             with self._announced(name, started):
-                yield log
+                yield
         except BaseException as error:
-            self._failed(name, started, log, error)
+            self._failed(name, started, error)
             raise
         self.timings[name] = time.monotonic() - started
         self._print(f"{self._label(name)}: done in {duration(self.timings[name])}")
@@ -67,7 +70,7 @@ class Steps:
 
     @contextlib.contextmanager
     def _announced(self, name: str, started: float) -> Iterator[None]:
-        if self._terminal:
+        if self._redraws:
             with _live_line(f"{self._label(name)}   {self._next(name)}"):
                 yield
             return
@@ -86,30 +89,45 @@ class Steps:
             running = duration(time.monotonic() - started)
             self._print(f"{self._label(name)}: running for {running}")
 
-    def _failed(self, name: str, started: float, log: Path, error: BaseException) -> None:
-        if isinstance(error, CommandFailed) and not log.exists():
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(error.output)
+    def _failed(self, name: str, started: float, error: BaseException) -> None:
         self._print(f"{self._label(name)}: FAILED after {duration(time.monotonic() - started)}")
-        if log.exists():
-            for line in log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]:
-                self._stream.write(f"    {line}\n")
-            self._stream.write(f"  the whole log: {log}\n")
+        log = self._logs / f"{name.replace(' ', '-').replace('/', '-')}.log"
+        text = _details(error)
+        for line in text.splitlines()[-_TAIL_LINES:]:
+            self._stream.write(f"    {line}\n")
+        if isinstance(error, KangarooError):
+            error.shown = bool(text)
+        try:
+            self._keep(log, text)
+        except OSError as problem:  # a full disk is what the step may have failed for
+            self._stream.write(f"  not all of it could be kept: {problem}\n")
+
+    def _keep(self, log: Path, text: str) -> None:
+        if not text:
+            log.unlink(missing_ok=True)
+            return
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"{text}\n")
+        self._stream.write(f"  the whole log: {log}\n")
+
+
+def _details(error: BaseException) -> str:
+    """What an error holds beyond its one line."""
+    if isinstance(error, CommandFailed):
+        return error.log
+    return str(error) if "\n" in str(error) else ""
 
 
 @contextlib.contextmanager
 def _live_line(text: str) -> Iterator[None]:
-    """A redrawn line with a running clock, if rich is installed."""
-    try:
-        from rich.progress import (  # noqa: PLC0415 - bootstrap runs before there is a rich
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-    except ImportError:
-        yield
-        return
+    """A line that is redrawn, with a running clock."""
+    from rich.progress import (  # noqa: PLC0415 - see Steps
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, transient=True) as progress:
         progress.add_task(text, total=None)

@@ -125,8 +125,8 @@ def _watched(daemon: Daemon) -> Iterator[selectors.BaseSelector]:
 
 
 def _late(daemon: Daemon, what: str) -> DeadlineExceeded:
-    return DeadlineExceeded(f"{daemon.name} {what}: {daemon.tail()}", hint=daemon.log)
+    return DeadlineExceeded(f"{daemon.name} {what}\n{daemon.tail()}", hint=daemon.log)
 
 
 def _ended(daemon: Daemon) -> Unavailable:
-    return Unavailable(f"{daemon.name} ended: {daemon.tail()}", hint=daemon.log)
+    return Unavailable(f"{daemon.name} ended\n{daemon.tail()}", hint=daemon.log)

@@ -20,7 +20,9 @@ from kangaroo.errors import FailedPrecondition
 from kangaroo_lab.daemon import Daemon
 from kangaroo_lab.network import Network
 
-VERSION = 1
+VERSION = 2
+# Version 1 has no `node_root`.
+_READ = (1, VERSION)
 DEFAULT_MEMORY_MIB = 5120
 DEFAULT_DIRECTORY = Path("/var/lib/kangaroo-lab")
 
@@ -32,7 +34,9 @@ def default_directory() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the lab is made of. `accelerator` is what the nodes run on: "tcg" or "kvm"."""
+    """What the lab is made of. `accelerator` is what the nodes run on: "tcg" or "kvm". Paths of
+    artefacts are those that it came up with; an empty one is not known.
+    """
 
     nodes: int = 1
     memory_mib: int = DEFAULT_MEMORY_MIB
@@ -40,6 +44,7 @@ class Shape:
     network: Network = field(default_factory=Network)
     host_tools: str = ""
     kubernetes: str = ""
+    node_root: str = ""
 
 
 @dataclass(slots=True)
@@ -58,7 +63,7 @@ class Store:
             raw = json.loads((directory / "state.json").read_text())
         except FileNotFoundError:
             return cls(directory)
-        if raw["version"] != VERSION:
+        if raw["version"] not in _READ:
             raise FailedPrecondition(
                 f"{directory}: state version {raw['version']}, this is {VERSION}",
                 hint="take the lab down with the version that made it",
@@ -93,18 +98,23 @@ class Store:
 
 
 @contextlib.contextmanager
-def locked(directory: Path, name: str = "lock", *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock of the lab. Raises FailedPrecondition when another command holds it, unless
-    `wait`.
+def locked(
+    directory: Path,
+    name: str = "lock",
+    *,
+    wait: bool = False,
+    refusal: str = "another command is changing this lab",
+    hint: str | None = None,
+) -> Iterator[None]:
+    """Hold a lock of the lab. Raises FailedPrecondition, with `refusal`, when another process holds
+    it, unless `wait`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / name).open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise FailedPrecondition(
-                f"{directory}: another command is changing this lab"
-            ) from error
+            raise FailedPrecondition(f"{directory}: {refusal}", hint=hint) from error
         yield
 
 

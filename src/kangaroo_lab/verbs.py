@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from kangaroo.errors import NotFound
+from kangaroo_lab import artefacts
 from kangaroo_lab.lab import Lab
 from kangaroo_lab.node import Node
+from kangaroo_lab.progress import Steps
 
 Verb = Callable[[Lab, argparse.Namespace], int]
 
@@ -24,10 +27,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `lab` and its verbs."""
     lab = subparsers.add_parser("lab", help="a real node, NAS and Kubernetes on this machine")
     verbs = lab.add_subparsers(dest="verb", required=True)
-    _verb(verbs, "build", _build, "build what the lab and its tests need, if the cache has it not")
+    build = _verb(
+        verbs, "build", _build, "build what the lab and its tests need, if the cache has it not"
+    )
+    build.add_argument(
+        "--all", action="store_true", help="and the CSI project's sidecars, which few tests need"
+    )
     up = _verb(verbs, "up", _up, "bring the lab up; nothing when it is, but more nodes")
     up.add_argument("--nodes", type=int, default=1, choices=(1, 2, 3))
-    up.add_argument("--memory-mib", type=int, help="memory of each node")
+    up.add_argument("--memory-mib", type=positive, metavar="MIB", help="memory of each node")
     _verb(verbs, "status", _status, "what runs, and where its logs are")
     kubectl = _verb(verbs, "kubectl", _kubectl, "kubectl as the administrator", **_VERBATIM)
     _rest(kubectl, "arguments")
@@ -40,6 +48,21 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     deploy = _verb(verbs, "deploy", _deploy, "put this checkout's code on the running nodes")
     deploy.add_argument("--no-guest", action="store_true", help="leave the guest image as it is")
     _verb(verbs, "down", _down, "take everything away")
+
+
+def positive(text: str) -> int:
+    """A number from 1 on, as an argument. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def existing(text: str) -> Path:
+    """A file that is there, as an argument. Raises ArgumentTypeError."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is no file")
+    return path
 
 
 def _verb(
@@ -71,8 +94,9 @@ class _Rest(argparse.Action):
         setattr(namespace, self.dest, values[1:] if values[:1] == ["--"] else values)
 
 
-def _build(lab: Lab, _: argparse.Namespace) -> int:
-    lab.build()
+def _build(lab: Lab, arguments: argparse.Namespace) -> int:
+    provisioning = artefacts.for_provisioning() if arguments.all else {}
+    lab.build({**artefacts.everything(), **artefacts.for_tests(), **provisioning})
     return 0
 
 
@@ -93,13 +117,16 @@ def _status(lab: Lab, _: argparse.Namespace) -> int:
     print(f"NAS        {lab.nas.address}, data in {lab.nas.root}")
     for node in lab.nodes.values():
         print(f"{node.name}      {node.address}, console {node.console}")
-    for daemon in lab.store.daemons.values():
-        state = f"runs, pid {daemon.pid}" if daemon.alive() else "ENDED"
-        print(f"  {daemon.name:24} {state:20} {daemon.log}")
-    if lab.running():
+    for name, daemon in lab.parts().items():
+        state = f"runs, pid {daemon.pid}" if daemon and daemon.alive() else "ENDED"
+        print(f"  {name:24} {state:20} {daemon.log if daemon else ''}".rstrip())
+    if lab.usable():
         print(lab.kubectl("get", "nodes", "-o", "wide").stdout, end="")
+    if lab.running():
         return 0
-    if lab.ended():
+    if lab.usable():
+        print("The NAS is not whole: kangaroo lab up starts it again")
+    elif lab.ended():
         print("The lab has ended: kangaroo lab up starts it anew, kangaroo lab down cleans up")
     else:
         print("The lab is not whole: kangaroo lab down")
@@ -141,15 +168,23 @@ def _show(path: Path, *, follow: bool) -> int:
 
 
 def _deploy(lab: Lab, arguments: argparse.Namespace) -> int:
-    lab.deploy(guest=not arguments.no_guest)
+    with _step(lab, "deploy"):
+        lab.deploy(guest=not arguments.no_guest)
     print(f"deployed to {', '.join(lab.nodes)}")
     return 0
 
 
 def _down(lab: Lab, _: argparse.Namespace) -> int:
-    print("The lab is down." if lab.down() else "The lab was down already.")
+    with _step(lab, "lab down"):
+        was_up = lab.down()
+    print("The lab is down." if was_up else "The lab was down already.")
     print(f"Kept: {lab.logs} and {lab.directory / 'nas'}")
     return 0
+
+
+def _step(lab: Lab, name: str) -> AbstractContextManager[None]:
+    """Something that takes a while, with its progress shown."""
+    return Steps([name], logs=lab.logs).step(name)
 
 
 def _node(lab: Lab, name: str) -> Node:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kangaroo_lab import gobuild
+from kangaroo_lab import cache, gobuild
 
 IMAGE = "kangaroo.io/workload:1"
 MODULE = "workload"
@@ -15,11 +15,11 @@ PROGRAM = "bin/workload"  # in the image, beside busybox's applets
 
 
 def digest() -> str:
-    """Changes when a source of the program does."""
-    return gobuild.sources(MODULE)
+    """Changes with the program, its place and the image's name."""
+    return cache.digest(gobuild.recipe(MODULE), IMAGE, PROGRAM)
 
 
 def build(directory: Path) -> Path:
     """Build the static program `workload` in `directory`. Raises CommandFailed."""
-    gobuild.build("workload", ["."], directory)
+    gobuild.build(MODULE, ["."], directory)
     return directory / "workload"

@@ -16,6 +16,8 @@ from kangaroo_lab.network import Network
 
 pytestmark = pytest.mark.host
 
+NETWORK = Network(name="kangaroo-t")
+
 
 @pytest.fixture
 def family(tmp_path: Path) -> Iterator[daemon.Daemon]:
@@ -59,13 +61,27 @@ def test_a_child_that_outlived_its_parent_is_ended(family: daemon.Daemon) -> Non
     assert family.session() == []
 
 
-def test_strays_are_found_by_the_labs_directory_and_ended(
+def test_strays_are_found_by_the_labs_directory_and_ended(tmp_path: Path) -> None:
+    program = tmp_path / "qemu-img"
+    program.symlink_to("/bin/sh")
+    argv = [str(program), "-c", "sleep 100; :", f"{tmp_path}/nodes/node1/disk.qcow2"]
+    stray = daemon.start("stray", argv, log=tmp_path / "log")
+    try:
+        found = leftovers.find(tmp_path, NETWORK)
+        assert any(f"process {stray.pid}:" in line for line in found)
+        leftovers.stop_strays(tmp_path, NETWORK)
+        assert not stray.alive()
+    finally:
+        daemon.stop(stray, timeout_s=0)
+
+
+def test_what_somebody_else_runs_on_the_labs_files_is_named_and_lives(
     family: daemon.Daemon, tmp_path: Path
 ) -> None:
-    found = leftovers.find(tmp_path, Network(name="kangaroo-t"))
-    assert any(f"process {family.pid}:" in line for line in found)
-    leftovers.stop_strays(tmp_path, Network(name="kangaroo-t"))
-    assert not family.alive()
+    assert any(f"process {family.pid}:" in line for line in leftovers.strangers(tmp_path))
+    assert leftovers.find(tmp_path, NETWORK) == []
+    leftovers.stop_strays(tmp_path, NETWORK)
+    assert family.alive()
 
 
 def test_a_notification_is_awaited(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_lab_that_ended_is_cleaned_before_the_next(
         Lab, "_up", lambda lab, *_: found.extend([lab.store.shape, net.exists(network.name)])
     )
     try:
-        with pytest.raises(FailedPrecondition, match="not as asked"):
+        with pytest.raises(FailedPrecondition, match="half up"):
             lab.up()
         assert not lab.ended()
     finally:
@@ -130,6 +130,24 @@ def test_the_nas_serves_stops_and_starts_again(server: Nas) -> None:
     assert not answers(server)
     server.start()
     assert answers(server)
+
+
+def test_a_restarted_nas_serves_everybody_every_version(server: Nas) -> None:
+    server.stop()
+    server.start(versions="4")
+    server.block([NETWORK.gateway])
+    assert not answers(server, timeout_s=0.5)
+    server.restart()
+    assert answers(server)
+
+
+def test_a_second_address_that_a_killed_test_left_is_no_error(server: Nas) -> None:
+    server.second_address().__enter__()
+    with server.second_address():
+        pass
+    command = ["ip", "-n", NETWORK.nas_name, "address", "show", "dev", "eth0"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert NETWORK.second_nas not in shown
 
 
 def test_a_blocked_client_gets_no_packet_through(server: Nas) -> None:

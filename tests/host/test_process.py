@@ -49,6 +49,7 @@ def test_failure_carries_argv_status_and_output(run: Run) -> None:
         run("sh", "-c", "echo out; echo why >&2; exit 3")
     assert caught.value.argv[0] == "sh"
     assert caught.value.status == 3
+    assert (caught.value.stderr, caught.value.stdout) == ("why\n", "out\n")
     assert caught.value.output == "why\nout\n"
 
 
@@ -69,6 +70,15 @@ def test_an_absent_program(run: Run) -> None:
 def test_output_is_bounded(run: Run) -> None:
     size = 3 * process.OUTPUT_LIMIT_BYTES
     assert len(run("head", "-c", str(size), "/dev/zero")) == process.OUTPUT_LIMIT_BYTES
+
+
+@both
+def test_of_standard_error_the_end_is_kept(run: Run) -> None:
+    size = 3 * process.OUTPUT_LIMIT_BYTES
+    with pytest.raises(CommandFailed) as caught:
+        run("sh", "-c", f"head -c {size} /dev/zero >&2; echo why >&2; exit 1")
+    assert len(caught.value.stderr) == process.OUTPUT_LIMIT_BYTES
+    assert caught.value.stderr.endswith("why\n")
 
 
 @both

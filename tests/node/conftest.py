@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-from kangaroo.errors import KangarooError
-
 if TYPE_CHECKING:
     from kangaroo_lab.lab import Lab
     from kangaroo_lab.node import Node
@@ -43,26 +41,27 @@ _LONG = (
 _PROVISIONER = ("test_storage_class", "test_snapshots")
 
 _LAB = pytest.StashKey["Lab"]()
-_JOURNAL = ("journalctl", "--boot", "--no-pager", "--lines=4000", "--output=short-monotonic")
 
 
 @pytest.fixture(scope="session")
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A lab that is up. One that was up stays up, with this checkout's code put on its nodes; one
-    that this session brought up goes down, and its teardown proves that nothing stayed behind.
-    `KEEP=1` leaves it.
+    """A lab that is up, for this session alone. One that was up stays up, with this checkout's code
+    put on its nodes, and without what a session that was killed changed; one that this session
+    brought up goes down, and its teardown proves that nothing stayed behind. `KEEP=1` leaves it.
     """
     from kangaroo_lab.lab import Lab  # the other tiers do without
 
     lab = Lab.open(_directory())
-    with _progress_shown(request):
-        ours = lab.up()
-        if not ours:
-            lab.deploy()
-    request.config.stash[_LAB] = lab
-    yield lab
-    if ours and not os.environ.get("KEEP"):
-        lab.down()
+    with lab.in_use():
+        with _progress_shown(request):
+            ours = lab.up()
+            if not ours:
+                lab.nas.restart()
+                lab.deploy()
+        request.config.stash[_LAB] = lab
+        yield lab
+        if ours and not os.environ.get("KEEP"):
+            lab.down()
 
 
 @pytest.fixture(scope="session")
@@ -168,17 +167,6 @@ def pytest_runtest_makereport(
     report = yield
     lab = item.config.stash.get(_LAB, None)
     if lab is not None and call.excinfo is not None and not report.skipped:
-        report.sections.append(("lab", f"logs of all parts: {_save_journals(lab, item)}"))
+        kept = f"journals and logs of sandboxes: {lab.save_journals(item.name)}"
+        report.sections.append(("lab", f"{kept}\nlogs of all other parts: {lab.logs}"))
     return report
-
-
-def _save_journals(lab: Lab, item: pytest.Item) -> Path:
-    """Keep the nodes' journals (kernel, kubelet, containerd, driver) beside the lab's own logs."""
-    for name, node in lab.nodes.items():
-        target = lab.logs / "failures" / f"{item.name}-{name}.log"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            target.write_text(node.exec(_JOURNAL, timeout_s=60, check=False).stdout)
-        except (KangarooError, OSError) as error:
-            target.write_text(f"the node's journal could not be read: {error}\n")
-    return lab.logs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,11 @@ pytestmark = pytest.mark.node
 SERVE = (
     "echo started; echo served > /tmp/index.html; httpd -p 8080 -h /tmp; "
     "while read line; do echo got $line; done; sleep 9999"
+)
+CONFIGURATION = (
+    "/etc/kangaroo/runtime.toml",
+    "/etc/kangaroo/csi.toml",
+    "/etc/containerd/config.toml",
 )
 VERSIONS = {"3": "vers=3,nolock", "4.0": "vers=4.0", "4.1": "vers=4.1", "4.2": "vers=4.2"}
 
@@ -57,6 +63,32 @@ def test_clocks_agree(lab: Lab) -> None:
     node = int(lab.nodes["node1"].exec(["sh", "-c", script]).stdout)
     machine = int(subprocess.run(["date", "+%s"], capture_output=True, check=True).stdout)
     assert abs(node - machine) < 10
+
+
+def test_deploying_puts_right_what_a_killed_session_changed(lab: Lab) -> None:
+    node = lab.nodes["node1"]
+    content = ["cat", *CONFIGURATION]
+    kubelet = ["systemctl", "show", "--value", "--property=MainPID", "kubelet"]
+    before, running = node.exec(content).stdout, node.exec(kubelet).stdout
+    script = "for file; do echo '# left by a test' >>$file; done; systemctl stop kangaroo-csi"
+    node.exec(["sh", "-ec", script, "left", *CONFIGURATION])
+    lab.deploy(guest=False)
+    assert node.exec(content).stdout == before
+    node.exec(["systemctl", "is-active", "kangaroo-csi", "containerd"])
+    assert node.exec(kubelet).stdout == running  # its configuration was as it should be
+
+
+def test_what_is_kept_of_a_failure_has_the_logs_of_sandboxes(lab: Lab, space: pods.Space) -> None:
+    space.apply(pod("sandboxed", container("main")))
+    waiting.ready(space, "sandboxed")
+    kept = lab.save_journals("kept")
+    sandbox = space.sandbox(space.uid("sandboxed"))
+    with tarfile.open(kept / "kept-node1.tar") as archive:
+        names = {name for name in archive.getnames() if sandbox in name}
+    for name in ("console.log", "qemu.log", "virtiofsd.log", "shim.log", "state.json"):
+        assert f"./{sandbox}/{name}" in names
+    assert "kubelet" in (kept / "kept-node1.log").read_text()
+    space.delete("sandboxed")
 
 
 def test_exec_logs_attach_copy_and_port_forward(space: pods.Space, tmp_path: Path) -> None:

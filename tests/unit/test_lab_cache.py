@@ -51,6 +51,19 @@ def test_a_failed_build_leaves_nothing(directory: Path) -> None:
     assert [path.name for path in directory.iterdir()] == ["locks"]
 
 
+def test_what_is_touched_outlives_newer_ones(directory: Path) -> None:
+    used = cache.artefact("thing", cache.digest("used"), builder("used", []))
+    (used / "root").mkdir()
+    for age, text in enumerate("abc"):
+        os.utime(cache.artefact("thing", cache.digest(text), builder(text, [])), (age, age))
+    os.utime(used, (0, 0))
+    cache.touch(used / "root")
+    cache.artefact("thing", cache.digest("d"), builder("d", []))
+    assert used.is_dir()
+    for elsewhere in (Path(), directory, directory / "gone-1" / "root"):
+        cache.touch(elsewhere)
+
+
 def test_old_versions_go_and_other_names_stay(directory: Path) -> None:
     other = cache.artefact("thing-else", cache.digest("o"), builder("o", []))
     os.utime(other, (0, 0))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kangaroo.errors import KangarooError
-from kangaroo_lab import comparison, picture, report
+from kangaroo_lab import comparison, picture, report, workload_image
 from kangaroo_lab.comparison import WORKS, Comparison, Measurement, Way
 
 SPEED = {Way.RUNC: 900, Way.VIRTIOFS: 100, Way.PASSTHROUGH: 430}
@@ -22,6 +22,11 @@ def compared(*, emulated: bool = True) -> Comparison:
         for number, factor in enumerate((1, 1, 9))  # one run out of three is an outlier
     ]
     return Comparison(tuple(seen), "a node", emulated)
+
+
+def test_the_pods_run_the_image_that_is_built() -> None:
+    images = {variant.image for variant in comparison.variants().values()}
+    assert images == {workload_image.IMAGE}
 
 
 def test_a_rate_is_the_median_over_the_rounds() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shlex
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from string import Template
 
 import pytest
+from tests.node import runtime_toml
 
-from kangaroo.errors import FailedPrecondition, KangarooError
-from kangaroo_lab import accelerator, data, node, state
+from kangaroo.errors import DeadlineExceeded, FailedPrecondition, KangarooError, Unavailable
+from kangaroo_lab import accelerator, data, node, payload, readiness, state
 from kangaroo_lab.daemon import Daemon
 from kangaroo_lab.dual_stack import with_ipv6
 from kangaroo_lab.enclosure import enclosed
@@ -103,8 +107,66 @@ def test_ipv6_comes_beside_ipv4() -> None:
     assert [route["dst"] for route in ipam["routes"]] == ["0.0.0.0/0", "::/0"]
 
 
+def test_ipv6_that_a_killed_test_left_is_replaced_and_taken_away() -> None:
+    text = Template(data.text("node/cni.conflist")).substitute(pods="10.244.1.0/24")
+    twice = with_ipv6(with_ipv6(text, "fd44::/64"), "fd44::/64")
+    assert json.loads(twice) == json.loads(with_ipv6(text, "fd44::/64"))
+    assert json.loads(with_ipv6(twice)) == json.loads(text)
+
+
+def test_keys_of_the_runtime_that_a_killed_test_left_are_replaced() -> None:
+    text = "boot_timeout_s = 240\n"
+    left = runtime_toml.changed(text, {"shutdown_timeout_s": 15})
+    again = runtime_toml.changed(left, {"shutdown_timeout_s": 5, "nas_mount_timeout_s": 1})
+    expected = {"boot_timeout_s": 240, "shutdown_timeout_s": 5, "nas_mount_timeout_s": 1}
+    assert tomllib.loads(again) == expected
+    assert runtime_toml.changed(again, {}) == text
+
+
+def test_a_node_tells_of_each_of_its_services(tmp_path: Path) -> None:
+    payload.configure(tmp_path, payload.Identity(1, Network(), "https://a"), "pause")
+    unit = (tmp_path / "etc/systemd/system/kangaroo-ready.service").read_text()
+    (after,) = re.findall("^After=(.*)$", unit, re.MULTILINE)
+    (script, *services) = re.findall("^ExecStart=/bin/sh (.*)$", unit, re.MULTILINE)[0].split()
+    assert (tmp_path / script[1:]).exists()
+    assert after.split() == services
+    assert {"kubelet.service", "kangaroo-csi.service", "kangaroo-images.service"} < {*services}
+
+
+def test_a_node_with_a_service_that_failed_is_not_up() -> None:
+    node.require_active(["kubelet.service active", "ready", "never read"])
+    said = ["ssh.service active", "kangaroo-images.service failed", "b.service activating", "ready"]
+    with pytest.raises(Unavailable, match=r"kangaroo-images.service is failed, b.service is act"):
+        node.require_active(said)
+
+
+def test_a_boot_that_fails_shows_the_console(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = a_node(tmp_path)
+    machine.directory.mkdir(parents=True)
+    machine.logs.mkdir()
+    machine.disk.touch()
+    machine.console.write_text("an earlier boot\n")
+
+    def late(*_: object, **__: object) -> Iterator[str]:
+        machine.console.write_text("Kernel panic\n")
+        raise DeadlineExceeded("node1 is not ready")
+
+    monkeypatch.setattr(node, "enclosed", lambda *_, **__: [])
+    monkeypatch.setattr(node, "start", lambda *_, **__: Daemon("node1", 1, 0, "/log"))
+    monkeypatch.setattr(readiness, "lines", late)
+    boot = machine.boot(host_tools=tmp_path, root=tmp_path, memory_mib=1, accel="tcg")
+    assert next(boot).name == "node1"
+    assert not machine.console.exists()
+    with pytest.raises(DeadlineExceeded, match=r"node1 is not ready\n(.*\n)*Kernel panic") as it:
+        next(boot)
+    assert str(machine.console) in str(it.value.hint)
+
+
 def test_state_is_read_back_as_written(tmp_path: Path) -> None:
-    store = Store(tmp_path, shape=Shape(nodes=2, network=Network(hosts="10.1.0.0/24")))
+    shape = Shape(nodes=2, network=Network(hosts="10.1.0.0/24"), node_root="/cache/node-root-1")
+    store = Store(tmp_path, shape=shape)
     store.remember_daemon(Daemon("etcd", 42, 1000, "/log"))
     assert Store.load(tmp_path) == store
     store.forget_daemon("etcd")
@@ -115,6 +177,15 @@ def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text('{"version": 999}')
     with pytest.raises(FailedPrecondition, match="999"):
         Store.load(tmp_path)
+
+
+def test_state_of_the_version_before_has_no_root(tmp_path: Path) -> None:
+    store = Store(tmp_path, shape=Shape(nodes=2))
+    store.save()
+    written = json.loads((tmp_path / "state.json").read_text())
+    del written["shape"]["node_root"]
+    (tmp_path / "state.json").write_text(json.dumps({**written, "version": 1}))
+    assert Store.load(tmp_path) == store
 
 
 def test_two_commands_do_not_change_a_lab_at_once(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
 
-from kangaroo.errors import CommandFailed
+from kangaroo.errors import CommandFailed, DeadlineExceeded, KangarooError
 from kangaroo_lab import gobuild
 from kangaroo_lab.progress import Steps, duration
 
@@ -45,6 +46,67 @@ def test_a_failure_shows_the_end_of_the_log(tmp_path: Path) -> None:
     assert "line 10\n" not in text
     assert str(tmp_path / "only.log") in text
     assert (tmp_path / "only.log").read_text().startswith("line 0\n")
+
+
+def failed(error: KangarooError, logs: Path) -> str:
+    """What is printed when a step fails so."""
+    stream = io.StringIO()
+    with pytest.raises(type(error)), Steps(["only"], logs=logs, stream=stream).step("only"):
+        raise error
+    return stream.getvalue()
+
+
+def test_a_failure_shows_its_own_log_and_not_an_earlier_ones(tmp_path: Path) -> None:
+    failed(CommandFailed(("make",), 2, "mirror unreachable\n"), tmp_path)
+    text = failed(CommandFailed(("make",), 2, "no space left\n"), tmp_path)
+    assert "no space left" in text
+    assert "mirror unreachable" not in text
+    assert (tmp_path / "only.log").read_text() == "no space left\n"
+
+
+def test_an_error_without_a_log_leaves_none_of_an_earlier_one(tmp_path: Path) -> None:
+    failed(CommandFailed(("make",), 2, "mirror unreachable\n"), tmp_path)
+    error = DeadlineExceeded("make: not done within 5 s")
+    text = failed(error, tmp_path)
+    assert "mirror unreachable" not in text
+    assert "only.log" not in text
+    assert not (tmp_path / "only.log").exists()
+    assert not error.shown
+
+
+def test_what_a_command_said_of_its_failure_is_shown_last(tmp_path: Path) -> None:
+    chatter = "".join(f"line {n}\n" for n in range(100))
+    text = failed(CommandFailed(("apt-get",), 100, "E: the real error\n", chatter), tmp_path)
+    assert "    line 99\n    E: the real error\n" in text
+
+
+def test_an_error_of_many_lines_is_shown_and_kept(tmp_path: Path) -> None:
+    error = DeadlineExceeded("make: not done within 5 s: one\ntwo")
+    assert "    two\n" in failed(error, tmp_path)
+    assert "two" in (tmp_path / "only.log").read_text()
+    assert (error.shown, error.brief) == (True, "make: not done within 5 s: one")
+
+
+def test_a_log_that_cannot_be_kept_does_not_hide_the_error(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("in the way")
+    text = failed(CommandFailed(("make",), 2, "no space left\n"), tmp_path / "logs")
+    assert "    no space left\n" in text
+    assert "not all of it could be kept" in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_without_rich_says_what_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich", None)
+    stream = Terminal()
+    with Steps(["only"], logs=tmp_path, stream=stream).step("only"):
+        pass
+    assert stream.getvalue().startswith("[1/1] only: started")
 
 
 def test_a_step_that_was_not_announced_is_counted(tmp_path: Path) -> None:

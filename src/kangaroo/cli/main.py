@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kangaroo import __version__
-from kangaroo.errors import KangarooError
+from kangaroo.errors import CommandFailed, KangarooError
 
 # Modules with `register(subparsers)`, in the order of the help text. On a node there is no lab.
 _VERBS = (
@@ -24,12 +24,15 @@ _VERBS = (
     "kangaroo_lab.verbs",
     "kangaroo_lab.demo_verbs",
 )
+_TAIL_LINES = 40
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141  # as a shell says of a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; its exit status. 1 and one line on standard error for an expected failure."""
+    """Run one verb; its exit status. 1 and the cause on standard error for a failure, in one line;
+    what a command said comes before it.
+    """
     arguments = parser().parse_args(argv)
     logging.basicConfig(
         stream=sys.stderr,
@@ -41,17 +44,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = run(arguments) or 0
         sys.stdout.flush()
         return status
-    except KangarooError as error:
-        if arguments.debug:
-            raise
-        print(f"kangaroo: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:
         # `kangaroo volumes | head`. What is still buffered has nowhere to go at the exit, either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+    except (KangarooError, OSError) as error:
+        if arguments.debug:
+            raise
+        _report(error)
+        return 1
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _report(error: KangarooError | OSError) -> None:
+    if isinstance(error, CommandFailed) and not error.shown:
+        before = error.log.splitlines()[-_TAIL_LINES:-1]  # the last line is in `brief`
+        sys.stderr.writelines(f"    {line}\n" for line in before)
+        error.shown = True
+    text = error.brief if isinstance(error, KangarooError) and error.shown else str(error)
+    print(f"kangaroo: {text}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,20 +15,24 @@ from kangaroo.linux.process import run_sync
 SUITE = "trixie"
 BOOTSTRAP_TIMEOUT_S = 1800.0
 
+_log = logging.getLogger(__name__)
+
 
 def mirror() -> str:
     """URI of the Debian archive that apt is configured with, without a trailing slash.
 
     `KANGAROO_DEBIAN_MIRROR` overrides it, for a machine whose apt knows no Debian archive.
-    Raises FailedPrecondition when there is none.
+    Raises FailedPrecondition, with what apt has, when there is none.
     """
     if override := os.environ.get("KANGAROO_DEBIAN_MIRROR"):
         return override.rstrip("/")
-    uri = _archive("debian")
+    configured = _configured()
+    uri = _archive("debian", configured)
     if uri is None:
+        has = ", ".join(configured) or "no archive at all"
         raise FailedPrecondition(
-            "apt on this machine is configured with no Debian archive",
-            hint="set KANGAROO_DEBIAN_MIRROR to the URI of one",
+            f"apt on this machine is configured with no Debian archive, but with {has}",
+            hint="set KANGAROO_DEBIAN_MIRROR to the URI of one, which ends in /debian as a rule",
         )
     return uri
 
@@ -37,16 +42,39 @@ def security_mirror() -> str | None:
     may be empty. None when there is none.
     """
     override = os.environ.get("KANGAROO_DEBIAN_SECURITY_MIRROR")
-    return _archive("debian-security") if override is None else override.rstrip("/") or None
+    if override is not None:
+        return override.rstrip("/") or None
+    return _archive("debian-security", _configured())
 
 
-def _archive(name: str) -> str | None:
-    """The URI of an archive that apt is configured with, by the last part of its path."""
-    targets = _apt_output(
-        "apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages"
-    )
-    uris = (line.partition(" ")[0].rstrip("/") for line in targets.splitlines())
+def _configured() -> list[str]:
+    """The URIs of the archives that apt is configured with, whether it has their lists or not."""
+    form = ["--no-release-info", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    return list(dict.fromkeys(_apt_output("apt-get", "indextargets", *form).splitlines()))
+
+
+def _archive(name: str, configured: Sequence[str]) -> str | None:
+    """The one of these archives whose path ends in `name`."""
+    uris = (uri.rstrip("/") for each in configured for uri in _mirrors(each))
     return next((uri for uri in uris if urlsplit(uri).path.rpartition("/")[2] == name), None)
+
+
+def _mirrors(uri: str) -> Iterator[str]:
+    """Where an archive is; of one that apt has a local list of mirrors for, those in the list, as
+    Debian's cloud images have it (apt-transport-mirror(1)).
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in {"mirror+file", "mirror+copy"}:
+        yield uri
+        return
+    try:
+        text = Path(parts.path.rstrip("/")).read_text(errors="replace")
+    except OSError as error:
+        _log.warning("list of mirrors cannot be read uri=%s error=%s", uri, error)
+        return
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            yield from line.split()[:1]
 
 
 def bootstrap(
@@ -66,7 +94,8 @@ def bootstrap(
     `target` is a directory, or a file name whose suffix tells mmdebstrap the format (`.tar`,
     `.ext2`, …). `variant` is mmdebstrap's: "extract" unpacks without running any package's scripts,
     "minbase" installs. `hooks` and `aptopts` are passed as `--customize-hook` and `--aptopt`.
-    With `security` packages come from the security archive, too, where the machine knows one.
+    With `security` packages come from the security archive, too, where the machine knows one, and
+    a warning is logged where it does not.
     `environment` is added to the child's. Raises CommandFailed, DeadlineExceeded.
     """
     if shutil.which("mmdebstrap") is None:
@@ -81,9 +110,16 @@ def bootstrap(
         str(target),
         mirror(),
     ]
-    if security and (archive := security_mirror()):
-        argv.append(f"deb {archive} {suite}-security main")
+    if security:
+        argv += _security(suite)
     run_sync(argv, timeout_s=timeout_s, env={**os.environ, **(environment or {})})
+
+
+def _security(suite: str) -> list[str]:
+    if archive := security_mirror():
+        return [f"deb {archive} {suite}-security main"]
+    _log.warning("no security updates: apt is configured with no archive of them suite=%s", suite)
+    return []
 
 
 def _proxy_options() -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kangaroo.errors import AlreadyExists
-from kangaroo.guest import debian, manifest
+from kangaroo.guest import manifest
 from kangaroo.guest.build import build
 
 DEFAULT_DIRECTORY = Path("/var/lib/kangaroo/guest")
@@ -39,8 +39,6 @@ def _build(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix=".guest-", dir=output.parent) as work:
         new = Path(work) / "new"
         print("building the guest image; packages are downloaded, this takes about 20 s")
-        if debian.security_mirror() is None:
-            print("warning: without security updates, apt is configured with no archive of them")
         built = build(new)
         new.chmod(0o755)
         if output.is_symlink() or output.exists():

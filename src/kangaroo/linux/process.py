@@ -55,9 +55,9 @@ async def run(
     while it goes on.
 
     `env` replaces the environment; without it the child gets ours with LC_ALL=C. Each output stream
-    is kept up to OUTPUT_LIMIT_BYTES, the rest is read and dropped. Raises CommandFailed (non-zero,
-    with standard error first in `output`), DeadlineExceeded (the group was killed), OSError (it
-    could not be started). Cancellation kills the group and propagates.
+    is kept up to OUTPUT_LIMIT_BYTES, of standard error its end; the rest is read and dropped.
+    Raises CommandFailed (non-zero), DeadlineExceeded (the group was killed), OSError (it could not
+    be started). Cancellation kills the group and propagates.
     """
     import asyncio  # noqa: PLC0415 - 40 ms that run_sync does not pay
 
@@ -252,7 +252,7 @@ class _Child:
 
     def deadline_exceeded(self, timeout_s: float) -> DeadlineExceeded:
         """The error for a child that was killed past its deadline."""
-        text = self._text().strip()
+        text = (self._text(self._stderr) + self._text(self._stdout)).strip()
         hint = None
         if not self._ended:
             hint = f"process {self._process.pid} does not die (uninterruptible) and was left behind"
@@ -262,12 +262,13 @@ class _Child:
     def result(self) -> str:
         """Standard output of a child that ended, or its CommandFailed."""
         status = self._process.wait()
+        stdout = self._text(self._stdout)
         if status != 0:
-            raise CommandFailed(self.argv, status, self._text())
-        return self._output[self._stdout].decode(errors="replace")
+            raise CommandFailed(self.argv, status, self._text(self._stderr), stdout)
+        return stdout
 
-    def _text(self) -> str:
-        return (self._output[self._stderr] + self._output[self._stdout]).decode(errors="replace")
+    def _text(self, fd: int) -> str:
+        return self._output[fd].decode(errors="replace")
 
     def _on_end(self) -> bool:
         self._ended = True
@@ -279,7 +280,11 @@ class _Child:
         except BlockingIOError:
             return True
         kept = self._output[fd]
-        kept += chunk[: OUTPUT_LIMIT_BYTES - len(kept)]
+        if fd == self._stderr:  # why it failed stands last
+            kept += chunk
+            del kept[:-OUTPUT_LIMIT_BYTES]
+        else:
+            kept += chunk[: OUTPUT_LIMIT_BYTES - len(kept)]
         if self._on_line is not None and fd == self._stdout:
             self._hand_over(self._on_line, kept)
         if not chunk:

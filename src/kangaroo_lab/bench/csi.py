@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kangaroo.errors import KangarooError
+from kangaroo.linux import mountinfo
 from kangaroo_lab import csi_calls, nfsplugin
 from kangaroo_lab.csi_calls import SOCKET
 from kangaroo_lab.demo import describe_node
@@ -32,7 +33,6 @@ OURS, PEER = "kangaroo-csi", nfsplugin.PROJECT
 # Given to both as mount flags, so that neither's defaults count.
 _OPTIONS = ("vers=3", "nolock", "proto=tcp", "mountproto=tcp", "hard", "noresvport")
 
-_TARGETS = "/run/kangaroo-bench-csi"
 _PEER_UNIT = "kangaroo-bench-peer"
 _PEER_SOCKET = "/run/kangaroo-bench-peer.sock"
 
@@ -63,13 +63,16 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A round that was made: each call's seconds, by the client's clock."""
+    """A round that was made: each call's seconds, and those until all were answered, by the
+    client's clock.
+    """
 
     driver: str
     verb: Verb
     way: Way
     turn: int
     seconds: tuple[float, ...]
+    until_last_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +104,14 @@ def run(
     node = lab.nodes["node1"]
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(_directories(lab, max(AT_ONCE, volumes + ALONE)))
-        stack.enter_context(_targets(node))
+        targets = stack.enter_context(_targets(node, say))
         client = stack.enter_context(csi_calls.client(node))
         node.exec(["systemctl", "restart", OURS])
         units = {OURS: (OURS, SOCKET)}
         if peer is not None:
             stack.enter_context(nfsplugin.serving(node, peer, _PEER_UNIT, _PEER_SOCKET))
             units[PEER] = (_PEER_UNIT, _PEER_SOCKET)
-        bench = _Bench(lab, node, client, base, units)
+        bench = _Bench(lab, node, client, base, targets, units)
         say("warming up")
         for turn in range(2):
             bench.make(turn, alone(bench.order(turn), Way.ALONE, range(1)))
@@ -167,6 +170,7 @@ class _Bench:
     node: Node
     client: csi_calls.Client
     base: Path
+    targets: str
     units: Mapping[str, tuple[str, str]]  # unit and socket, by driver
 
     def order(self, turn: int) -> list[str]:
@@ -181,7 +185,8 @@ class _Bench:
                 if answer.code != "OK":
                     raise KangarooError(f"{one}: {answer.code}: {answer.message}")
             seconds = tuple(answer.seconds for answer in answers)
-            timed.append(Timed(one.driver, one.verb, one.way, turn, seconds))
+            last = max(answer.begun_s + answer.seconds for answer in answers)
+            timed.append(Timed(one.driver, one.verb, one.way, turn, seconds, last))
         return timed
 
     def memory(self, volumes: int, *drivers: str) -> list[DriverMemory]:
@@ -197,7 +202,7 @@ class _Bench:
     def _call(self, one: Round, number: int) -> dict[str, Any]:
         request: dict[str, Any] = {
             "volume_id": f"bench-{number}",
-            "target_path": f"{_TARGETS}/{one.driver}-{number}",
+            "target_path": f"{self.targets}/{one.driver}-{number}",
         }
         if one.verb is Verb.PUBLISH:
             path = "path" if one.driver == OURS else "share"
@@ -228,8 +233,25 @@ def _directories(lab: Lab, count: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _targets(node: Node) -> Iterator[None]:
-    node.exec(["mkdir", "--parents", _TARGETS])
-    yield
-    # Not empty means that a driver has left something: that is an error.
-    node.exec(["rmdir", _TARGETS])
+def _targets(node: Node, say: Callable[[str], None]) -> Iterator[str]:
+    """A directory of the node for the volumes. Raises CommandFailed when a driver has left
+    something in it; what is left, also by a run that failed, is taken away.
+    """
+    base = f"/run/kangaroo-bench-csi-{secrets.token_hex(4)}"
+    node.exec(["mkdir", base])
+    try:
+        yield base
+        node.exec(["rmdir", base])
+    except BaseException:
+        _clear(node, base, say)
+        raise
+
+
+def _clear(node: Node, base: str, say: Callable[[str], None]) -> None:
+    """Unmount what is mounted in `base`, whoever uses it, and remove it."""
+    table = mountinfo.parse(node.exec(["cat", "/proc/1/mountinfo"]).stdout)
+    left = [entry.mount_point for entry in table if entry.mount_point.startswith(f"{base}/")]
+    if left:
+        say(f"unmounting what is left: {' '.join(left)}")
+        node.exec(["xargs", "umount", "--lazy"], input="\n".join(left))
+    node.exec(["rm", "--recursive", "--force", "--one-file-system", base])

@@ -50,7 +50,7 @@ def _latency_rows(results: CsiResults) -> Iterator[tuple[str, ...]]:
             if rounds:
                 yield _row(f"{verb}, {way}", results, _seconds(rounds, _median_call), _ms)
             if rounds and way is Way.AT_ONCE:
-                last = _seconds(rounds, lambda one: max(one.seconds))
+                last = _seconds(rounds, lambda one: one.until_last_s)
                 yield _row(f"{verb}, until the last of {AT_ONCE}", results, last, _ms)
 
 

@@ -78,19 +78,24 @@ def sections(results: Results) -> tuple[Part, ...]:
     return (
         Part("Sandbox start", ("step", "median", "from", "to"), _start_rows(results), where),
         Part("Memory of an idle sandbox", ("part", "median"), _memory_rows(results), where),
-        Part(
-            "The same work, three ways to the same NAS",
-            report.HEADINGS,
-            tuple(report.rows(results.comparison)),
-            tuple(report.notes(results.comparison)),
-            picture="comparison.svg",
-        ),
+        compared(results.comparison),
         Part(
             "Import cost",
             ("entry", "median", "best", "processor", "modules", "slowest of their own"),
             tuple(_import_row(one) for one in results.imports),
             (f"Measured on {results.machine}, {imports.RUNS} runs each. Not emulated.",),
         ),
+    )
+
+
+def compared(comparison: Comparison) -> Part:
+    """A comparison as a section, with the picture that lies beside the report."""
+    return Part(
+        "The same work, three ways to the same NAS",
+        report.HEADINGS,
+        tuple(report.rows(comparison)),
+        tuple(report.notes(comparison)),
+        picture="comparison.svg",
     )
 
 

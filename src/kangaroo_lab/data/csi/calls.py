@@ -4,7 +4,8 @@ Runs on the node with the driver's own Python packages, not in the caller's proc
 input ends. Each of its lines is a list of rounds, a round a list of {"socket", "method", "request",
 "timeout_s"}; with "kill": {"pid", "after_s"} a process is killed so long after the call was made.
 The calls of a round are made at once, each in its own thread; rounds follow each other. Each line
-of standard output is the answers in the same shape: {"code", "message", "seconds", "response"}.
+of standard output is the answers in the same shape: {"code", "message", "begun_s", "seconds",
+"response"}, with the times since the round began and since the call was made.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from google.protobuf import json_format
 from kangaroo.wire.gen import csi_pb2, csi_pb2_grpc
 
 
-def call(channels: Mapping[str, grpc.Channel], one: dict[str, Any]) -> dict[str, Any]:
+def call(
+    channels: Mapping[str, grpc.Channel], round_started: float, one: dict[str, Any]
+) -> dict[str, Any]:
     method: str = one["method"]
     node = method.startswith("Node")
     service = csi_pb2_grpc.NodeStub if node else csi_pb2_grpc.ControllerStub
@@ -45,7 +48,7 @@ def call(channels: Mapping[str, grpc.Channel], one: dict[str, Any]) -> dict[str,
         answer = {"code": "OK", "message": "", "response": json_format.MessageToDict(response)}
     except grpc.RpcError as error:
         answer = {"code": error.code().name, "message": error.details(), "response": {}}
-    answer["seconds"] = time.monotonic() - started
+    answer |= {"begun_s": started - round_started, "seconds": time.monotonic() - started}
     if killing:
         killing.join()  # it is over when the answers are there
     return answer
@@ -59,7 +62,9 @@ def run(rounds: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
         channels = {
             path: opened.enter_context(grpc.insecure_channel(f"unix:{path}")) for path in sockets
         }
-        return [list(pool.map(partial(call, channels), calls)) for calls in rounds]
+        return [
+            list(pool.map(partial(call, channels, time.monotonic()), calls)) for calls in rounds
+        ]
 
 
 def main() -> None:

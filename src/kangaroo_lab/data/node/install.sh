@@ -19,9 +19,7 @@ if [ ! -e "$installed" ]; then
     for program in "$payload"/bin/*; do
         ln -sf "$program" "/usr/local/bin/${program##*/}"
     done
-    if [ -d "$payload/guest" ]; then
-        ln -sfn "$payload/guest" /var/lib/kangaroo/guest
-    fi
+    ln -sfn "$payload/guest" /var/lib/kangaroo/guest
     systemd-sysusers
     systemd-tmpfiles --create kangaroo.conf
     touch "$installed"
