@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import subprocess
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.node import probe
+from tests.node import child, probe
 
 from kangaroo.linux import mountinfo
 from kangaroo.linux.netns import run_in
@@ -173,6 +172,10 @@ class Space:
         found: Document = next(each for each in both if each["name"] == container)
         return found
 
+    def container_id(self, name: str, container: str) -> str:
+        """containerd's id of one container of a pod."""
+        return str(self.status(name, container)["containerID"]).removeprefix("containerd://")
+
     def describe(self, name: str) -> str:
         return self.kubectl("describe", "pod", name).stdout
 
@@ -201,36 +204,28 @@ class Space:
         Standard input stays open meanwhile: when it ends, containerd detaches the outputs, too.
         """
         argv = self.argv("attach", "--stdin", pod, "--container", container)
-        heard = []
-        with subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as attached:
-            assert attached.stdin is not None
-            assert attached.stdout is not None
-            attached.stdin.write(line)
-            attached.stdin.flush()
-            for answer in attached.stdout:
-                heard.append(answer)
+        heard = ""
+        with child.started(argv, spoken_to=True) as attached:
+            attached.tell(line)
+            for answer in attached.lines(timeout_s=_SOON_S):
+                heard += f"{answer}\n"
                 if until in answer:
                     break
-            attached.terminate()
-        return "".join(heard)
+        return heard
 
     def fetch(self, pod: str, port: int) -> str:
         """What a pod's HTTP server on `port` answers through `kubectl port-forward`."""
         argv = self.argv("port-forward", f"pod/{pod}", f":{port}")
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as forward:
-            try:
-                assert forward.stdout is not None
-                line = forward.stdout.readline()  # Forwarding from 127.0.0.1:PORT -> 8080
-                local = line.split("->")[0].rsplit(":", 1)[1].strip()
-                # kubectl runs, and so listens, in the lab's network namespace.
-                return run_in(
-                    f"/run/netns/{self.lab.shape.network.name}",
-                    lambda: _fetched(f"http://127.0.0.1:{local}/"),
-                )
-            finally:
-                forward.kill()
+        with child.started(argv) as forward:
+            # Forwarding from 127.0.0.1:PORT -> 8080
+            line = next(forward.lines(timeout_s=_SOON_S), "")
+            local = line.split("->")[0].rpartition(":")[2].strip()
+            assert local, f"kubectl port-forward says {line!r}"
+            # kubectl runs, and so listens, in the lab's network namespace.
+            return run_in(
+                f"/run/netns/{self.lab.shape.network.name}",
+                lambda: _fetched(f"http://127.0.0.1:{local}/"),
+            )
 
     def nas(
         self,
@@ -264,12 +259,11 @@ class Space:
         ]
 
     def sandbox(self, uid: str) -> str:
-        """The id of the sandbox that the pod `uid` now runs in, as containerd knows it."""
-        query = f'labels."io.kubernetes.pod.uid"=={uid},labels."io.cri-containerd.kind"==sandbox'
-        argv = ["ctr", "--namespace", "k8s.io", "containers", "list", "-q", query]
-        of_pod = set(self.node.exec(argv).stdout.split())
-        running = set(self.node.exec(["ls", probe.TASKS]).stdout.split())
-        (found,) = of_pod & running
+        """The id of the sandbox that the pod `uid` has now. One that ended may have left its bundle
+        beside it.
+        """
+        found: str | None = probe.on(self.node, "newest", uid=uid)
+        assert found is not None, f"pod {uid} has no sandbox"
         return found
 
 

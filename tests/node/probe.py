@@ -104,6 +104,11 @@ def whole(*, uid: str) -> list[str]:
     ]
 
 
+def newest(*, uid: str) -> str | None:
+    """The pod's newest sandbox."""
+    return next((bundle["id"] for bundle in _sandboxes_of(uid)), None)
+
+
 def reported(*, uid: str) -> dict[str, int]:
     """The last number of each NAME in lines `NAME NUMBER` of the pod's container logs. The CRI's
     format is: time, stream, tag, text.
@@ -131,7 +136,7 @@ def _bundles() -> Iterator[dict[str, Any]]:
         try:
             with open(f"{path}/config.json", "rb") as file:
                 spec = json.load(file)
-            made_ns = os.stat(path).st_ctime_ns
+                made_ns = os.fstat(file.fileno()).st_mtime_ns
         except (OSError, ValueError):
             spec, made_ns = {}, 0
         notes = spec.get("annotations") or {}
@@ -207,8 +212,8 @@ def _leases() -> Iterator[tuple[str, str]]:
 
 
 def _victims(uid: str, part: str) -> tuple[str, list[int]]:
-    newest = next(iter(_sandboxes_of(uid)), None)
-    return (newest["id"], _processes_of(newest["id"], part)) if newest else ("", [])
+    sandbox = newest(uid=uid)
+    return (sandbox, _processes_of(sandbox, part)) if sandbox else ("", [])
 
 
 def _sandboxes_of(uid: str) -> list[Mapping[str, Any]]:
@@ -270,6 +275,7 @@ VERBS: Mapping[str, Callable[..., Any]] = {
     "kill": kill,
     "begun": begun,
     "whole": whole,
+    "newest": newest,
     "reported": reported,
 }
 

@@ -2,8 +2,8 @@
 
 Each start of the container is a life of its own, with a file of its own: a name that was never used
 before. A life writes numbered records of one length; each is fsynced, then reported on standard
-output, where containerd's log keeps it. When told to end it writes more, without fsync, and an
-end that says how many there are. So from a file's name and length follows all that is in it.
+output, where containerd's log keeps it. When told to end it writes more, and an end that says how
+many there are. So from a file's name and length follows all that is in it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-# Written at the end, without fsync: what a graceful end must not lose.
+# Written at the end: what a pod has its grace period for.
 LAST = 400
 
 SCRIPT = f"""

@@ -46,10 +46,12 @@ def applied(lab: Lab, manifest: Path, deployment: str) -> Iterator[None]:
     lab.kubectl("apply", "--server-side", "-f", str(manifest))
     host, _, port = lab.control_plane.server.removeprefix("https://").partition(":")
     where = [f"KUBERNETES_SERVICE_HOST={host}", f"KUBERNETES_SERVICE_PORT={port}"]
-    lab.kubectl(SYSTEM, "set", "env", deployment, *where)
-    rollout(lab, deployment)
-    yield
-    lab.kubectl("delete", "-f", str(manifest), "--timeout=120s", timeout_s=150)
+    try:
+        lab.kubectl(SYSTEM, "set", "env", deployment, *where)
+        rollout(lab, deployment)
+        yield
+    finally:
+        lab.kubectl("delete", "-f", str(manifest), "--timeout=120s", timeout_s=150)
 
 
 def rollout(lab: Lab, deployment: str = DEPLOYMENT) -> None:

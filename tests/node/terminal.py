@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from tests.node import waiting
+from tests.node import child
 
 
 class Terminal:
@@ -32,7 +32,7 @@ class Terminal:
     def expect(self, text: str, *, timeout_s: float = 60) -> str:
         """Read until `text` has appeared since the last `expect`. Returns what stood before it."""
         deadline = time.monotonic() + timeout_s
-        reader = waiting.read_until(self._master, deadline)
+        reader = child.read_until(self._master, deadline)
         while text not in self.screen:
             piece = next(reader, None)
             if piece is None:

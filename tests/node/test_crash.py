@@ -7,18 +7,18 @@ A run that failed is repeated with the seed that it printed: KANGAROO_SEED.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import secrets
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.node import pods, probe, traces, waiting
+from tests.node import child, pods, probe, traces, unsynced, waiting
 from tests.node.csi_driver import SOAK
 from tests.node.pods import PASSTHROUGH, container, pod
 
@@ -49,14 +49,6 @@ while :; do
         dd of=$file oflag=append conv=notrunc,fsync bs={RECORD_BYTES} status=none || exit 4
     echo $n
 done
-"""
-
-# Random bytes that lie in the guest's memory alone: nobody closes the file, which would write it
-# back.
-UNSYNCED_BYTES = 4 << 20
-UNSYNCED = f"""
-head -c {UNSYNCED_BYTES} /dev/urandom > /random
-{{ cat /random; sleep 100000; }} | dd of=/data/$HOSTNAME bs=64k 2>/dev/null
 """
 
 # A shim that is killed before containerd has connected, long ago. Prints its sandbox's id.
@@ -118,15 +110,14 @@ class Victim:
         """
         ending = self.space.status(self.name, "one")["containerID"]
         argv = self.space.argv("logs", "--follow", f"--tail={records}", self.name)
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as log:
-            assert log.stdout is not None
-            told = [int(log.stdout.readline()) for _ in range(records)]
-            try:
-                yield
-                waiting.replaced(self.space, self.name, "one", ending)
-            finally:
-                log.terminate()
-            told += map(int, log.stdout.read().split())
+        with child.started(argv) as log:
+            said = log.lines(timeout_s=LIFE_S)
+            told = [int(line) for line in itertools.islice(said, records)]
+            yield
+            waiting.replaced(self.space, self.name, "one", ending)
+            log.terminate()
+            told += map(int, said)
+        assert told, f"{self.name} tells of no record"
         assert told == list(range(told[0], told[0] + len(told))), (self, told)
         self.check(told[-1])
         assert self.space.say(self.name, "mount | grep /data | grep -c nfs") == "1"
@@ -179,18 +170,14 @@ def start(space: pods.Space, directory: Path, name: str) -> Victim:
     return victim
 
 
-def unsynced(space: pods.Space, directory: Path, name: str) -> str:
+def unsynced_pod(space: pods.Space, directory: Path, name: str, **spec: Any) -> str:
     """A new pod that has written a file of its name, and not synced it; the file's SHA-256."""
     (directory / name).unlink(missing_ok=True)
-    one = container("one", UNSYNCED, mounts={"/data": "nas"})
-    space.apply(pod(name, one, annotations=PASSTHROUGH, volumes=[pods.claim("nas")]))
+    one = container("one", mounts={"/data": "nas"})
+    volumes = [pods.claim("nas")]
+    space.apply(pod(name, one, annotations=PASSTHROUGH, volumes=volumes, **spec))
     waiting.ready(space, name)
-    # To ask for the file's size would write it back.
-    written = f"grep -q '^wchar: {UNSYNCED_BYTES}$' /proc/$(pidof dd)/io"
-    space.run(name, f"until {written}; do sleep 0.1; done")
-    digest = space.say(name, "sha256sum < /random").split()[0]
-    print(f"{name}: the NAS has {(directory / name).stat().st_size} of {UNSYNCED_BYTES} bytes")
-    return digest
+    return unsynced.write(space, name, f"/data/{name}", directory / name)
 
 
 def kill(victim: Victim, part: str, chance: random.Random) -> None:
@@ -211,6 +198,20 @@ def victim(space: pods.Space, directory: Path) -> Iterator[Victim]:
 def test_killed_parts(victim: Victim, chance: random.Random) -> None:
     for part in chance.sample(PARTS, len(PARTS)):
         kill(victim, part, chance)
+
+
+@pytest.mark.parametrize("part", ["shim", "virtiofsd"])
+def test_without_its_shim_or_virtiofsd_a_guest_writes_back(
+    space: pods.Space, directory: Path, part: str
+) -> None:
+    """And then ends."""
+    name, node = f"without-{part}", space.node
+    expected = unsynced_pod(space, directory, name, restartPolicy="Never")
+    sandbox = space.sandbox(space.uid(name))
+    node.exec(["kill", "-KILL", *traces.processes(node, sandbox, part)])
+    assert traces.of_sandbox(node, sandbox, within_s=CLEAN_S) == ""
+    assert pods.sha256((directory / name).read_bytes()) == expected
+    space.delete(name)
 
 
 @pytest.mark.timeout(3 * LIFE_S)
@@ -241,7 +242,7 @@ def test_node_shutdown(lab: Lab, space: pods.Space, directory: Path) -> None:
     """systemd takes the node down: what a pod has not synced is on the NAS before the node is off.
     It comes back with its volume.
     """
-    expected = unsynced(space, directory, "shut-down")
+    expected = unsynced_pod(space, directory, "shut-down")
     ending = space.status("shut-down", "one")["containerID"]
     with lab.powered_off(space.node.name, orderly=True):
         assert pods.sha256((directory / "shut-down").read_bytes()) == expected
@@ -289,7 +290,7 @@ def test_deletion_leaves_nothing(space: pods.Space, directory: Path) -> None:
     dead = node.exec(["sh", "-c", DEAD_SHIM]).stdout.strip()
     assert dead in traces.of(node, dead, dead)
     before = traces.network_namespaces(node)
-    expected = unsynced(space, directory, "whole")
+    expected = unsynced_pod(space, directory, "whole")
     uid = space.uid("whole")
     sandbox = space.sandbox(uid)
     shown = traces.of(node, sandbox, uid)

@@ -87,6 +87,7 @@ def test_the_suite_passes_and_skips_what_is_documented(lab: Lab, node: Node, sha
         assert skipped <= documented()
     else:
         assert skipped == documented()
+        assert f"\n{states['passed']} run and pass" in PAGE.read_text()
     assert [path.name for path in share.rglob("*") if path.is_file()] == []
     own = {".kangaroo", "making", "trash", "volumes"} | (set() if SKIPPED else {"snapshots"})
     assert {path.name for path in share.rglob("*")} == own

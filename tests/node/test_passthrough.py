@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.node import inside, pods, probing, waiting
+from tests.node import child, inside, pods, probing, unsynced, waiting
 from tests.node.csi_driver import UNIT
 from tests.node.pods import PASSTHROUGH, container, pod
 
@@ -91,9 +89,10 @@ def plain_pod() -> pods.Document:
 def directory(lab: Lab) -> Path:
     """The directory of the NAS that these tests' volumes are of, as the NAS itself sees it."""
     where: Path = lab.nas.root / "csi" / "passthrough"
-    (where / "existing").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(where, ignore_errors=True)
+    (where / "existing").mkdir(parents=True)
     (where / "existing" / "file").write_text("was there\n")
-    (where / ODD).mkdir(exist_ok=True)
+    (where / ODD).mkdir()
     for each in (where, where / ODD):
         each.chmod(0o777)
     return where
@@ -339,21 +338,24 @@ def test_a_write_outlasts_a_nas_that_is_away(space: pods.Space, directory: Path)
     """Over both versions: it waits, goes on when the NAS is back, and nothing is wrong with it."""
     nas, names = space.lab.nas, ("/data/stalled-3", "/four/stalled-4")
     write = "seq 1 20000 | dd of={0} bs=4k conv=fsync 2>/dev/null && sha256sum < {0}"
-    script = "".join(f"({write.format(name)}) & " for name in names) + "wait"
-    argv = space.argv("exec", "direct", "--container", "one", "--", "sh", "-c", script)
-    nas.fail(nas.address, Failure.DROPPED)
-    try:
-        writing = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            writing.wait(OUTAGE_S)
-        stalled = writing.returncode is None
-    finally:
-        nas.unblock()
-    with writing:
-        said = writing.communicate(timeout=BACK_S)[0]
-    assert stalled
-    sums = [pods.sha256((directory / Path(name).name).read_bytes()) for name in names]
-    assert [line.split()[0] for line in said.splitlines()] == sums == sums[:1] * 2
+    writes = "".join(f"({write.format(name)}) & " for name in names)
+    script = f"echo waits; read go; echo writes; {writes} wait"
+    argv = space.argv("exec", "-i", "direct", "--container", "one", "--", "sh", "-c", script)
+    with child.started(argv, spoken_to=True) as writing:
+        said = writing.lines(timeout_s=waiting.EVENT_S + OUTAGE_S + BACK_S)
+        assert next(said) == "waits"
+        nas.fail(nas.address, Failure.DROPPED)
+        try:
+            writing.tell("go\n")
+            assert next(said) == "writes"
+            time.sleep(OUTAGE_S)
+            files = [directory / Path(name).name for name in names]
+            assert not any(file.exists() for file in files)
+        finally:
+            nas.unblock()
+        shown = [line.split()[0] for line in said]
+    sums = [pods.sha256(file.read_bytes()) for file in files]
+    assert shown == sums == sums[:1] * 2
 
 
 def test_restarted_container_has_its_volume_after_a_restart_of_all_services(
@@ -374,10 +376,10 @@ def test_restarted_container_has_its_volume_after_a_restart_of_all_services(
 
 
 def test_graceful_delete_flushes_what_was_written(space: pods.Space, directory: Path) -> None:
-    script = "seq 1 100000 > /data/unsynced; sha256sum < /data/unsynced"
-    expected = space.say("direct", script, container="one").split()[0]
+    on_nas = directory / "unsynced"
+    expected = unsynced.write(space, "direct", "/data/unsynced", on_nas, container="one")
     space.delete("direct")
-    assert pods.sha256((directory / "unsynced").read_bytes()) == expected
+    assert pods.sha256(on_nas.read_bytes()) == expected
 
 
 def test_fallback_to_virtio_fs_when_the_guest_cannot_mount(space: pods.Space) -> None:

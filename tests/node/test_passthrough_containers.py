@@ -46,18 +46,19 @@ def noting(name: str, then: str = IDLE) -> str:
 
 
 def several_pod() -> pods.Document:
-    """A pod with a volume in each of its containers, with another claim of the same export, and
-    with another volume of the same server. Some containers are to end, and one crashes while
-    others are created.
+    """A pod with a volume in each of its containers, with other claims of the same export, one of
+    them with other options, and with another volume of the same server. Some containers are to
+    end, and one crashes while others are created.
     """
     again = {**DATA, "/again": "again"}
+    others = {"/inner": "inner", "/otherwise": "otherwise"}
     crash = f"test $(wc -l < /data/crashing) -gt {CRASHES} || exit 7; {IDLE}"
     healthy = {"exec": {"command": ["test", "!", "-e", "/tmp/sick"]}, "timeoutSeconds": 30}
     at_once = {"periodSeconds": 5, "failureThreshold": 1}
     return pod(
         "several",
         container("crashing", noting("crashing", crash), mounts=DATA),
-        container("one", mounts={**again, "/inner": "inner"}),
+        container("one", mounts=again | others),
         container("two", mounts={**DATA, "/also": "nas"}),
         container("unhealthy", noting("unhealthy"), mounts=DATA, livenessProbe=healthy | at_once),
         container("killed", noting("killed"), mounts=DATA),
@@ -66,7 +67,7 @@ def several_pod() -> pods.Document:
             container("sidecar", noting("sidecar"), mounts=again, restartPolicy="Always"),
         ],
         annotations=PASSTHROUGH,
-        volumes=[pods.claim(name) for name in ("nas", "again", "inner")],
+        volumes=[pods.claim(name) for name in ("nas", "again", "inner", "otherwise")],
     )
 
 
@@ -86,6 +87,7 @@ def space(lab: Lab) -> Iterator[pods.Space]:
             *space.nas("nas", path=export),
             *space.nas("again", path=export),
             *space.nas("inner", path=f"{export}/inner"),
+            *space.nas("otherwise", path=export, options="noresvport,nolock,noac"),
             several_pod(),
             simple_pod("shared"),
             simple_pod("plain", runtime=None),
@@ -151,18 +153,20 @@ def test_debug_containers_disturb_nothing(debugged: pods.Space) -> None:
 
 
 def test_one_mount_in_the_guest_serves_all_containers(debugged: pods.Space) -> None:
-    """Three claims, two of them of one export with the same options."""
+    """Four claims, three of them of one export, two of these with the same options."""
     table = inside.table(debugged, "several", "bare", pid="1")
     entries = [entry for entry in table if entry.fstype in NFS]
     volumes = [entry for entry in entries if entry.mount_point.startswith(f"{NAS_DIRECTORY}/")]
     first = f"{debugged.lab.nas.address}:/csi/{debugged.name}"
-    assert sorted(entry.source for entry in volumes) == [first, f"{first}/inner"]
+    assert sorted(entry.source for entry in volumes) == [first, first, f"{first}/inner"]
+    of_first = [entry for entry in volumes if entry.source == first]
+    (otherwise,) = (entry for entry in of_first if "noac" in entry.super_options)
+    (volume,) = (entry for entry in of_first if entry is not otherwise)
     # All else are binds of these, one for each volumeMount of the containers that run.
-    binds = [entry for entry in entries if entry not in volumes]
-    of_first = [entry for entry in binds if entry.source == first]
-    assert len(of_first) == sum(map(len, PLACES.values()))
-    assert len(binds) == len(of_first) + 1
-    (volume,) = (entry for entry in volumes if entry.source == first)
+    binds = [entry.device for entry in entries if entry not in volumes]
+    assert binds.count(volume.device) == sum(map(len, PLACES.values()))
+    assert binds.count(otherwise.device) == 1
+    assert len(binds) == binds.count(volume.device) + 2
     for name, paths in PLACES.items():
         for path, entry in inside.mounted(debugged, "several", name, *paths).items():
             seen = (entry.source, entry.root, entry.device)

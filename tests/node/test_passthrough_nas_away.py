@@ -255,14 +255,20 @@ def test_a_new_boot_of_the_nas_gives_back_what_was_held(
 def test_deletion_with_a_dead_nas_ends_in_time_and_names_the_volumes(
     space: pods.Space, rebooted: dict[str, str]
 ) -> None:
+    """Another pod of the node ends meanwhile."""
     nas = space.lab.nas
     uid = space.uid("doomed")
+    space.apply(pod("bystander", container("one")))
+    waiting.ready(space, "bystander")
     progress(space.lab, "doomed", timeout_s=PROGRESS_S)
     nas.fail(nas.address, Failure.DROPPED)
     try:
         assert_stalled(space.lab, "doomed", for_s=5)
         before = written(space.lab, "doomed")
         begun = time.monotonic()
+        space.delete("doomed", wait=False)
+        space.delete("bystander")
+        assert "deletionTimestamp" in space.get("doomed")["metadata"]
         space.delete("doomed")
         took = time.monotonic() - begun
         print(f"gone after {took:.1f} s of at most {END_S}")

@@ -149,6 +149,8 @@ def test_virtio_fs_differs_as_the_page_says(seen: Mapping[tuple[str, str], Outco
                 cells = " | ".join(f"`{cell}`" for cell in found.get(name, ("as NFS",)))
                 rows.append(f"| `{name}` | {version} | {cells} |")
     assert rows == [], "the page should say:\n" + "\n".join(rows)
+    observed = {(name, number) for volume, number in VOLUMES.items() for name in seen[RUNC, volume]}
+    assert not SOAK or said.keys() <= observed, "the page says more"
 
 
 def test_a_directory_of_very_many_files(space: pods.Space) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.node import inside, pods, waiting
+from tests.node import child, inside, pods, waiting
 from tests.node.pods import PASSTHROUGH, container, pod
 
 from kangaroo.linux import mountinfo
@@ -165,6 +164,7 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
             a_pod(
                 "direct",
                 container("one", mounts=every_mount(VOLUMES)),
+                container("two", mounts=every_mount(["tuned"])),
                 refused,
                 claims=(*VOLUMES, "locks-of-three"),
                 annotations=PASSTHROUGH,
@@ -174,8 +174,10 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
             ),
         )
         waiting.ready(space, "plain")
-        one = 'jsonpath={.status.containerStatuses[?(@.name=="one")].ready}=true'
-        waiting.condition(space, one, "direct", timeout_s=waiting.START_S)
+        for name in ("one", "two"):
+            mine = f'.status.containerStatuses[?(@.name=="{name}")]'
+            running = f"jsonpath={{{mine}.ready}}=true"
+            waiting.condition(space, running, "direct", timeout_s=waiting.START_S)
         yield space
 
 
@@ -260,42 +262,19 @@ def test_locks_of_version_3_are_refused_by_name(space: pods.Space) -> None:
     assert f"{space.lab.nas.address}:{SHARE}" in refused.message
 
 
-@dataclass(frozen=True)
-class Taker:
-    """A process in a pod that takes a lock, and holds it until it is let go."""
-
-    process: subprocess.Popen[str]
-
-    def said(self) -> str:
-        """`held`, `refused`, or another error."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def let_go(self) -> None:
-        """Returns when the process has ended. A repeat does nothing."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(60)
-
-
 @contextmanager
-def taking(space: pods.Space, name: str, how: str, path: str) -> Iterator[Taker]:
+def taking(
+    space: pods.Space, name: str, how: str, path: str, *, container: str = "one"
+) -> Iterator[str]:
+    """A process in a pod that asks for a lock: `held`, for the block, `refused`, or another
+    error.
+    """
     script = [*PYTHON.split(), LOCK, how, path]
-    argv = space.argv("exec", "--stdin", name, "--container", "one", "--", *script)
-    with subprocess.Popen(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        taker = Taker(process)
-        try:
-            yield taker
-        finally:
-            taker.let_go()
-
-
-def answer(space: pods.Space, name: str, how: str, path: str) -> str:
-    """What becomes of a lock that is asked for and let go at once."""
-    with taking(space, name, how, path) as taker:
-        return taker.said()
+    argv = space.argv("exec", "--stdin", name, "--container", container, "--", *script)
+    with child.started(argv, spoken_to=True) as taker:
+        yield next(taker.lines(timeout_s=waiting.EVENT_S), "no answer")
+        taker.end_input()
+        taker.wait(timeout_s=waiting.EVENT_S)
 
 
 def check_locks(space: pods.Space, first: str, second: str, how: str) -> None:
@@ -303,8 +282,9 @@ def check_locks(space: pods.Space, first: str, second: str, how: str) -> None:
     path = f"/locks/{how}-{first}-{second}"
     for holding, asking in ((first, second), (second, first)):
         with taking(space, holding, how, path) as holder:
-            assert holder.said() == "held"
-            assert answer(space, asking, how, path) == "refused"
+            assert holder == "held"
+            with taking(space, asking, how, path) as asker:
+                assert asker == "refused"
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -314,10 +294,13 @@ def test_locks_hold_between_a_guest_and_a_node(space: pods.Space, how: str) -> N
 
 def test_locks_of_version_3_with_nolock_are_the_guests_own(space: pods.Space) -> None:
     """The containers of a pod see each other's, other pods do not."""
-    with taking(space, "direct", "fcntl", "/tuned/local") as holder:
-        assert holder.said() == "held"
-        assert answer(space, "direct", "fcntl", "/tuned/local") == "refused"
-        assert answer(space, "plain", "fcntl", "/tuned/local") == "held"
+    path = "/tuned/local"
+    with taking(space, "direct", "fcntl", path) as holder:
+        assert holder == "held"
+        with taking(space, "direct", "fcntl", path, container="two") as neighbour:
+            assert neighbour == "refused"
+        with taking(space, "plain", "fcntl", path) as other:
+            assert other == "held"
 
 
 @pytest.fixture(scope="module")

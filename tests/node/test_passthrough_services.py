@@ -27,7 +27,6 @@ SOME = [UNIT, "kubelet", "containerd", f"{UNIT} kubelet", "containerd kubelet"]
 ROUNDS = [*SOME, ALL] if SOAK else [ALL]
 EXITS = "trap 'exit $(cat /data/status)' TERM; while :; do sleep 3600 & wait $!; done"
 # Ends when it is told to by a file on the NAS, so that the pod is ending for as long as it takes.
-# What the last record says is not fsynced: the graceful end brings it to the NAS.
 ENDS_LATE = (
     "trap 'until [ -e /data/go ]; do sleep 1; done; echo $HOSTNAME >> /data/ended; exit 0' TERM; "
     "while :; do sleep 3600 & wait $!; done"
@@ -119,14 +118,10 @@ def last_logged(space: pods.Space) -> int:
     return int(said)
 
 
-def container_id(space: pods.Space, name: str, container: str) -> str:
-    return str(space.status(name, container)["containerID"]).removeprefix("containerd://")
-
-
 def restart_amid(space: pods.Space, services: str, *starting: str) -> None:
     """Restart services while the two pods start and a container of the steady one ends."""
     uids = [space.uid(name) for name in starting]
-    ending = container_id(space, "steady", "two")
+    ending = space.container_id("steady", "two")
     argv = ["python3", "-c", RESTART_AMID, services, ending, str(STATE_S), *uids]
     said = space.node.exec(argv, timeout_s=STATE_S + 120).stdout
     assert set(json.loads(said)) == set(uids)
@@ -162,7 +157,7 @@ def test_services_restart(space: pods.Space, directory: Path, number: int) -> No
     assert last_logged(space) > written
     assert last_written(directory) > written
     metrics = ["ctr", "--namespace", "k8s.io", "tasks", "metrics"]
-    assert "memory" in node.exec([*metrics, container_id(space, "steady", "writer")]).stdout
+    assert "memory" in node.exec([*metrics, space.container_id("steady", "writer")]).stdout
     waiting.replaced(space, "steady", "two", two)
 
     # Those that were ending still are, and end once they can.

@@ -99,11 +99,13 @@ def test_the_fallback_runs_over_virtio_fs_and_says_why(blocked: pods.Space) -> N
     waiting.event(
         blocked, "fallen", says, reason="NASPassthroughFallback", timeout_s=waiting.EVENT_S
     )
-    assert "NASPassthroughFallback" in blocked.describe("fallen")
     for name in ("one", "two"):
         assert fstypes(blocked, "fallen", name) == ["virtiofs"]
         assert blocked.say("fallen", "cat /data/before", container=name) == "was there"
     assert len(blocked.nfs_mounts("fallen")) == 1
+    fields = "involvedObject.name=fallen,reason=NASPassthroughFallback"
+    told = ["get", "events", "--field-selector", fields, "--output=jsonpath={.items[*].count}"]
+    assert blocked.kubectl(*told).stdout == "1", "once for both containers"
 
 
 def test_when_the_way_is_free_the_waiting_pod_starts(blocked: pods.Space) -> None:
@@ -123,9 +125,9 @@ def test_when_the_way_is_free_the_waiting_pod_starts(blocked: pods.Space) -> Non
 
 def test_a_version_that_the_server_does_not_speak_is_named(space: pods.Space) -> None:
     nas = space.lab.nas
-    nas.stop()
-    nas.start(versions="3")
     try:
+        nas.stop()
+        nas.start(versions="3")
         four = space.nas("four", path=PATH, vers="4.1", options="noresvport")
         space.apply(
             *four,

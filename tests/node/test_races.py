@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.node import invariants, pods, race_plan
+from tests.node import invariants, pods, probe, race_plan
 from tests.node.csi_driver import SOAK
 from tests.node.race import Race
 
@@ -28,22 +28,29 @@ ROUND_S = 7200 if SOAK else 2400
 _NOBODY = "0badc0de" * 8
 _NO_POD = "00000000-0000-4000-8000-000000000000"
 _SCOPE = f"/sys/fs/cgroup/kubepods.slice/cri-containerd-{_NOBODY}.scope"
+_VOLUMES = f"{probe.KUBELET_PODS}/{_NO_POD}/volumes/kubernetes.io~csi"
+_ADDRESSES = f"{probe.CNI}/networks/planted"
 # One of each kind that a sandbox may leave.
 PLANT = f"""
 ip tuntap add dev kangaroo0 mode tap
 ip netns add cni-planted
 mkdir -p /run/kangaroo/sandboxes/{_NOBODY} {_SCOPE}
-mkdir -p /var/lib/kubelet/pods/{_NO_POD}/volumes/kubernetes.io~csi/nas/mount /run/containerd/s
-mount -t tmpfs kangaroo-nas /var/lib/kubelet/pods/{_NO_POD}/volumes/kubernetes.io~csi/nas/mount
+mkdir -p {_VOLUMES}/nas/mount {_VOLUMES}/three/mount /run/containerd/s
+mount -t tmpfs kangaroo-nas {_VOLUMES}/nas/mount
 touch /run/containerd/s/planted
+mount -t nfs -o vers=3,nolock "$1:/csi" {_VOLUMES}/three/mount
+mkdir {probe.TASKS}/{_NOBODY} {_ADDRESSES}
+echo {_NOBODY} > {_ADDRESSES}/192.0.2.1
 systemd-run --unit kangaroo-planted --collect sh -c "sleep infinity; true" {_NOBODY}
 """
 UPROOT = f"""
+set -e
 ip tuntap del dev kangaroo0 mode tap
 ip netns delete cni-planted
 rmdir /run/kangaroo/sandboxes/{_NOBODY} {_SCOPE}
-umount /var/lib/kubelet/pods/{_NO_POD}/volumes/kubernetes.io~csi/nas/mount
-rm -r /var/lib/kubelet/pods/{_NO_POD}
+umount {_VOLUMES}/nas/mount {_VOLUMES}/three/mount
+rm -r {probe.TASKS}/{_NOBODY} {_ADDRESSES}
+rm -r --one-file-system {probe.KUBELET_PODS}/{_NO_POD}
 rm /run/containerd/s/planted
 systemctl stop kangaroo-planted
 """
@@ -75,14 +82,16 @@ def test_what_nobody_owns_is_found(lab: Lab) -> None:
     node = lab.nodes["node1"]
     before = invariants.look(lab, node)
     try:
-        node.exec(["sh", "-c", PLANT])
+        node.exec(["sh", "-c", PLANT, "sh", lab.nas.address])
         found = set(invariants.look(lab, node)) - set(before)
     finally:
         node.exec(["sh", "-c", UPROOT])
     kinds = {each.split()[0] for each in found}
-    assert kinds == {"tap", "network", "state", "cgroup", "pod", "mount", "socket", "process"}, (
-        found
-    )
+    assert kinds == {
+        *("tap", "network", "state", "cgroup", "pod", "mount", "socket", "process", "bundle"),
+        "address",
+    }, found
+    assert {"tmpfs", "nfs"} <= {each.split()[1] for each in found}
     assert set(invariants.look(lab, node)) <= set(before)
 
 

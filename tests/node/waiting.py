@@ -8,15 +8,11 @@ more to start; elsewhere nothing comes near them.
 from __future__ import annotations
 
 import json
-import os
 import re
-import selectors
-import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tests.node import pods
+from tests.node import child, pods
 
 START_S = 600
 STOP_S = 300
@@ -94,12 +90,8 @@ def condition(space: pods.Space, what: str, *names: str, timeout_s: float) -> No
 def changes(space: pods.Space, name: str, *, timeout_s: float) -> Iterator[pods.Document]:
     """The pod as it is, and as it becomes with each change, until the deadline."""
     argv = space.argv("get", "pod", name, "--watch", "--output=json")
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as watch:
-        assert watch.stdout is not None
-        try:
-            yield from _documents(watch.stdout.fileno(), time.monotonic() + timeout_s)
-        finally:
-            watch.kill()
+    with child.started(argv) as watch:
+        yield from _documents(watch.pieces(timeout_s=timeout_s))
 
 
 def event(
@@ -132,21 +124,17 @@ def _events(space: pods.Space, kind: str, name: str, *, timeout_s: float) -> Ite
         "--output=json",
         f"--field-selector=involvedObject.kind={kind},involvedObject.name={name}",
     )
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as watch:
-        assert watch.stdout is not None
-        try:
-            for document in _documents(watch.stdout.fileno(), time.monotonic() + timeout_s):
-                for item in document.get("items", [document]):
-                    yield pods.Event(item["reason"], item["message"])
-        finally:
-            watch.kill()
+    with child.started(argv) as watch:
+        for document in _documents(watch.pieces(timeout_s=timeout_s)):
+            for item in document.get("items", [document]):
+                yield pods.Event(item["reason"], item["message"])
 
 
-def _documents(fd: int, deadline: float) -> Iterator[dict[str, Any]]:
-    """The JSON documents that arrive on `fd`, until its end or the deadline."""
+def _documents(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON documents in what arrives."""
     decoder = json.JSONDecoder()
     text = ""
-    for piece in read_until(fd, deadline):
+    for piece in pieces:
         text += piece.decode(errors="replace")
         while text := text.lstrip():
             try:
@@ -155,19 +143,3 @@ def _documents(fd: int, deadline: float) -> Iterator[dict[str, Any]]:
                 break
             text = text[end:]
             yield document
-
-
-def read_until(fd: int, deadline: float) -> Iterator[bytes]:
-    """What can be read from `fd` until its end or the deadline (monotonic)."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(fd, selectors.EVENT_READ)
-        while (left := deadline - time.monotonic()) > 0 and selector.select(left):
-            try:
-                piece = os.read(fd, 65536)
-            except (
-                OSError
-            ):  # a pty whose other side has closed reads as EIO, which is its end of file
-                return
-            if not piece:
-                return
-            yield piece
