@@ -25,6 +25,8 @@ from kangaroo.wire.connection import ClientConnection, ResponseReceived
 _START = """
 import os, socket
 from kangaroo.agent import boot, log, main
+from kangaroo.linux.mount import UmountFlag, umount
+umount("/test/machine", UmountFlag.DETACH)
 log.enable_debug()
 boot.mount_pseudo_file_systems()
 os.mkdir("/sys/fs/cgroup/kangaroo")
@@ -62,9 +64,26 @@ class Agent:
         self._answers: dict[int, ResponseReceived] = {}
         self._streams: list[socket.socket] = []
 
-    def send(self, method: Method, **message: Any) -> int:
-        """Start a call; its stream id."""
-        stream_id, data = self._connection.request(SERVICE, method, encode(message))
+    @property
+    def cgroup(self) -> Path:
+        """That of all containers, on the machine."""
+        _, _, own = Path(f"/proc/{self.pid}/cgroup").read_text().strip().rpartition("0::/")
+        return Path(_cgroup2()) / own / "kangaroo"
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Nothing runs in any container meanwhile, as where all wait for a server."""
+        freeze = self.cgroup / "cgroup.freeze"
+        freeze.write_text("1")
+        try:
+            yield
+        finally:
+            freeze.write_text("0")
+
+    def send(self, method: Method, *, wait_s: float = 0, **message: Any) -> int:
+        """Start a call, of which it is told how long we wait (0: without end); its stream id."""
+        timeout_ns = int(wait_s * 1e9)
+        stream_id, data = self._connection.request(SERVICE, method, encode(message), timeout_ns)
         self._control.sendall(data)
         return stream_id
 
@@ -151,8 +170,8 @@ def running(root: Path, log: Path) -> Iterator[Agent]:
         listener.listen()
         listener.settimeout(30)
         program = ["/usr/bin/python3", "-I", "-S", "-B", "-c", _START]
-        # crun needs a root that is a mount point.
-        enter = 'mount --bind "$0" "$0" && exec chroot "$0" "$@"'
+        # Not chroot, as crun's exec goes to the root of a namespace.
+        enter = 'mount --bind "$0" "$0" && cd "$0" && pivot_root . test/machine && exec "$@"'
         argv = ["unshare", *_NAMESPACES, "sh", "-c", enter, str(root), *program]
         cgroup = Path(tempfile.mkdtemp(prefix="kangaroo-test-", dir=_cgroup2()))
         # A cgroup namespace begins where its first process is.
@@ -244,4 +263,4 @@ def _prepare(root: Path) -> None:
         os.mknod(root / "dev/tty", 0o20666, os.makedev(5, 0))
     if not os.path.lexists(root / "dev/ptmx"):
         (root / "dev/ptmx").symlink_to("pts/ptmx")
-    (root / "test").mkdir()
+    (root / "test/machine").mkdir(parents=True)

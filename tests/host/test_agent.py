@@ -7,12 +7,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.host.agent_in_namespace import Agent, AgentError, Streams, container_root, running, spec
+from tests.host.stuck_mount import stuck_mount
 
 from kangaroo.agent.service import CONTAINERS_DIRECTORY
 from kangaroo.wire.agent_protocol import PROTOCOL_VERSION, Method
@@ -58,6 +60,7 @@ def create(
     volumes = changes.pop("volumes", [])
     call = agent.send(
         Method.CREATE_CONTAINER,
+        wait_s=changes.pop("wait_s", 0),
         container_id="c",
         spec=spec(root, *arguments, **changes),
         stdio=streams.wire,
@@ -77,7 +80,9 @@ def wait(agent: Agent, exec_id: str = "") -> int:
     return int(answer["exit_code"])
 
 
-def execute(agent: Agent, exec_id: str, streams: Streams, *arguments: str) -> int:
+def execute(
+    agent: Agent, exec_id: str, streams: Streams, *arguments: str, wait_s: float = 0
+) -> int:
     process = {
         "args": list(arguments),
         "env": ["PATH=/bin"],
@@ -86,6 +91,7 @@ def execute(agent: Agent, exec_id: str, streams: Streams, *arguments: str) -> in
     }
     call = agent.send(
         Method.EXEC_PROCESS,
+        wait_s=wait_s,
         container_id="c",
         exec_id=exec_id,
         process=process,
@@ -266,3 +272,104 @@ def test_shutdown_kills_what_runs_and_repeats(agent: Agent) -> None:
     assert agent.call(Method.SHUTDOWN, timeout_s=10) == {"volumes": []}
     assert wait(agent) == 137
     assert agent.call(Method.SHUTDOWN, timeout_s=10) == {"volumes": []}
+
+
+# As of a pod with shareProcessNamespace: the processes are the guest's.
+SHARED: dict[str, Any] = {"namespaces": [{"type": "mount"}]}
+
+
+def pids(agent: Agent) -> list[int]:
+    found: list[int] = agent.call(Method.LIST_PIDS, container_id="c")["pids"]
+    return found
+
+
+def test_with_the_init_all_others_end_also_without_a_namespace_of_their_own(agent: Agent) -> None:
+    streams = Streams("stdout")
+    create(agent, "sh", "-c", "sleep 1000 & read line < /tmp/end", streams=streams, **SHARED)
+    os.mkfifo(agent.root / "test/c-root/tmp/end")
+    start(agent)
+    execute(agent, "e", Streams(), "sleep", "1000")
+    assert len(pids(agent)) == 3
+    (agent.root / "test/c-root/tmp/end").write_text("now\n")
+    assert wait(agent) == 0
+    assert wait(agent, "e") == 137
+    assert streams.read("stdout") == b"", "nobody is left who could write"
+    assert pids(agent) == []
+
+
+def test_what_a_process_starts_outlives_it_when_it_is_not_the_init(agent: Agent) -> None:
+    create(agent, "sleep", "1000", **SHARED)
+    start(agent)
+    execute(agent, "e", Streams(), "sh", "-c", "sleep 1000 &")
+    assert wait(agent, "e") == 0
+    assert len(pids(agent)) == 2
+
+
+def test_shutdown_waits_for_whoever_is_still_ending(agent: Agent) -> None:
+    """What a process has mapped and changed is written back as it ends."""
+    with stuck_mount(agent, "/test/c-root/stuck") as server:
+        create(agent, "sh", "-c", "cat /stuck/x & exec sleep 1000", **SHARED)
+        start(agent)
+        server.take_request()
+        threading.Timer(0.5, server.close).start()
+        agent.call(Method.SHUTDOWN, timeout_s=20)
+        assert pids(agent) == []
+
+
+def test_who_has_no_capability_changes_no_limit_of_the_agent(agent: Agent) -> None:
+    """Root of a container that shares the guest's process namespace has the agent's ids."""
+    argv = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "prlimit", "--nofile=0:0"]
+    refused = subprocess.run(
+        [*argv, "--pid", str(agent.pid)], capture_output=True, text=True, check=False
+    )
+    assert "Operation not permitted" in refused.stderr
+    streams = Streams("stdout")
+    create(agent, "cat", "/proc/self/status", streams=streams)
+    start(agent)
+    assert b"Gid:\t0\t0\t0\t0\n" in streams.read("stdout")
+
+
+def test_an_exec_that_its_caller_gave_up_never_runs(agent: Agent) -> None:
+    create(agent, "sleep", "1000")
+    start(agent)
+    with agent.frozen(), pytest.raises(AgentError) as late:
+        execute(agent, "e", Streams(), "sh", "-c", "echo > /tmp/ran", wait_s=2)
+    assert late.value.code == Code.DEADLINE_EXCEEDED
+    assert late.value.message == "crun exec: not done within 1.6 s"
+    execute(agent, "e", Streams(), "true")
+    assert wait(agent, "e") == 0
+    while len(pids(agent)) > 1:
+        pass  # crun's own, which ends now that it can
+    assert not (agent.root / "test/c-root/tmp/ran").exists()
+
+
+def test_a_container_whose_creation_was_given_up_leaves_nothing(agent: Agent) -> None:
+    with agent.frozen():
+        with pytest.raises(AgentError) as late:
+            create(agent, "true", wait_s=2)
+        assert late.value.code == Code.DEADLINE_EXCEEDED
+        assert not (agent.cgroup / "c").exists()
+    shutil.rmtree(agent.root / "test/c-root")
+    create(agent, "true")
+    start(agent)
+    assert wait(agent) == 0
+
+
+def test_a_container_that_is_deleted_while_it_is_made_is_not_made(agent: Agent) -> None:
+    """So asks a runtime that gave up waiting."""
+    root = container_root(agent.root, "c-root")
+    with agent.frozen():
+        creation = agent.send(
+            Method.CREATE_CONTAINER,
+            container_id="c",
+            spec=spec(root, "true"),
+            stdio=Streams().wire,
+            volumes=[],
+        )
+        with pytest.raises(AgentError) as unknown:
+            agent.call(Method.DELETE_PROCESS, container_id="c", exec_id="")
+        assert unknown.value.code == Code.NOT_FOUND
+    with pytest.raises(AgentError, match="deleted while it was made") as given_up:
+        agent.answer(creation)
+    assert given_up.value.code == Code.FAILED_PRECONDITION
+    assert not (agent.cgroup / "c").exists()

@@ -21,6 +21,7 @@ from kangaroo.agent import flush
 from kangaroo.linux import mountinfo
 from kangaroo.linux.mount import MountFlag, mount
 path, options = sys.argv[1:]
+os.setresgid(0, 0, 1)  # as the agent is
 mount("tmpfs", path, "tmpfs", MountFlag.NONE, options)
 try:
     os.listdir(path)
@@ -29,7 +30,7 @@ except PermissionError:
     print("denied")
 print(flush.sync_file_system(path))
 flush.flush_and_unmount(path)
-print(any(entry.mount_point == path for entry in mountinfo.read()), os.geteuid(), os.getegid())
+print(any(entry.mount_point == path for entry in mountinfo.read()), os.geteuid(), *os.getresgid())
 """
 
 
@@ -51,4 +52,4 @@ def test_a_volume_that_root_may_not_open_is_written_back(
     argv = [*_AS_SQUASHED, sys.executable, "-c", _PROGRAM, str(volume), options]
     said = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert said.stderr == ""
-    assert said.stdout.splitlines() == ["denied", str(opened), "False 0 0"]
+    assert said.stdout.splitlines() == ["denied", str(opened), "False 0 0 0 1"]

@@ -61,7 +61,6 @@ async def machine(
             qmp_fd=listener.fileno(),
             console_fd=console.write_fd,
             accelerator=Accelerator.TCG,
-            paused=True,
         )
         running = await Machine.launch(
             spec,
@@ -76,15 +75,23 @@ async def machine(
         console.close()
 
 
+async def state(running: Machine) -> str:
+    """QEMU's run state (qapi/run-state.json)."""
+    answer = await running._execute("query-status")
+    assert isinstance(answer, dict)
+    return str(answer["status"])
+
+
 def test_it_answers_pauses_resumes_and_ends(qemu: Path, tmp_path: Path) -> None:
     async def body() -> None:
         async with machine(qemu, tmp_path) as running:
-            assert await running.status() == "prelaunch"
+            assert await state(running) == "running"
+            await running.pause()
+            await running.pause()
+            assert await state(running) == "paused"
             await running.resume()
-            assert await running.status() == "running"
-            await running.pause()
-            await running.pause()
-            assert await running.status() == "paused"
+            await running.resume()
+            assert await state(running) == "running"
             assert Path(f"/proc/{running.pid}").exists()
             await running.kill()
             await running.kill()
@@ -133,6 +140,20 @@ def test_the_console_is_kept_in_bounded_space(tmp_path: Path) -> None:
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["console.log", "console.log.1"]
     assert all((tmp_path / name).stat().st_size <= 1000 for name in kept)
+
+
+def test_a_console_of_which_no_more_can_be_kept_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "console.log.1").mkdir()  # as where /run is full: it cannot be written
+
+    async def body() -> None:
+        console = Console(tmp_path / "console.log", limit_bytes=1000)
+        for number in range(100):
+            os.write(console.write_fd, f"line {number}\n".encode() * 10)
+            assert console.tail().endswith(f"line {number}")
+        console.close()
+
+    asyncio.run(body())
+    assert 0 < (tmp_path / "console.log").stat().st_size <= 1000
 
 
 def test_a_node_without_kvm_is_told(tmp_path: Path) -> None:

@@ -117,6 +117,26 @@ def test_a_read_only_volume_is_so_for_virtiofsd(
     (shared.root / "c1" / "mounts" / "1" / "newer").touch()
 
 
+def test_what_programs_may_do_with_files_is_said(shared: SharedDirectory, tmp_path: Path) -> None:
+    """The guest's own mounts have to have these flags; virtiofsd does nothing about them."""
+    source = tmp_path / "hardened"
+    source.mkdir()
+    flags = MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC | MountFlag.NOATIME
+    mount.mount("hardened", source, "tmpfs", flags)
+    (source / "below").mkdir()
+
+    async def said(number: int, path: Path) -> tuple[str, ...]:
+        return await shared.bind("c1", number, str(path), read_only=True, timeout_s=10)
+
+    try:
+        assert asyncio.run(said(0, source / "below")) == ("nosuid", "nodev", "noexec")
+        mount.mount("plain", source, "tmpfs")
+        assert asyncio.run(said(1, source)) == ()
+    finally:
+        mount.umount(source, UmountFlag.DETACH)
+        mount.umount(source, UmountFlag.DETACH)
+
+
 def test_a_guest_can_change_no_part_of_the_tree_itself(
     shared: SharedDirectory, tmp_path: Path
 ) -> None:
@@ -193,9 +213,12 @@ def test_options_that_mount_would_cut_are_refused(shared: SharedDirectory) -> No
         shared.mount_rootfs("c1", [RootfsMount("tmpfs", "tmpfs", "", ("x" * 4096,))])
 
 
-def test_a_root_that_cannot_be_mounted_names_its_source(shared: SharedDirectory) -> None:
-    with pytest.raises(MountFailed, match="/nonexistent"):
-        shared.mount_rootfs("c1", [RootfsMount("bind", "/nonexistent", "", ("rbind",))])
+def test_a_root_that_cannot_be_mounted_names_its_source(
+    shared: SharedDirectory, tmp_path: Path
+) -> None:
+    absent = str(tmp_path / "absent")
+    with pytest.raises(MountFailed, match=absent):
+        shared.mount_rootfs("c1", [RootfsMount("bind", absent, "", ("rbind",))])
 
 
 def test_a_read_only_root(shared: SharedDirectory, tmp_path: Path) -> None:

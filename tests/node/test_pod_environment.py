@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.node import pods, waiting
+from tests.node import inside, pods, waiting
 from tests.node.pods import IDLE, container, pod
 
 if TYPE_CHECKING:
@@ -24,10 +24,27 @@ VOLUMES = {
     "/etc/about": "about",
 }
 
+# Below /proc/sys: no namespace has these of its own.
+SYSCTLS = (
+    "fs/inotify/max_user_instances",
+    "fs/inotify/max_user_watches",
+    "vm/max_map_count",
+    "vm/overcommit_memory",
+)
+
 # The node's own programs: busybox has no iptables.
 LIBRARY = "/node/lib/x86_64-linux-gnu"
 NODES = f"{LIBRARY}/ld-linux-x86-64.so.2 --library-path {LIBRARY} /node/sbin"
 IPTABLES = f"XTABLES_LIBDIR={LIBRARY}/xtables XTABLES_LOCKFILE=/tmp/lock {NODES}"
+
+RULES = (
+    "-j REJECT",
+    "-m limit --limit 5/min -j LOG --log-prefix out:",
+    "-m state --state NEW,ESTABLISHED -j ACCEPT",
+    "-m recent --name seen --set",
+    "-m statistic --mode random --probability 0.5 -j DROP",
+    "--syn -j TCPMSS --set-mss 1000",
+)
 
 # VFS_CAP_REVISION_2 and CAP_NET_BIND_SERVICE, permitted and effective (linux/capability.h).
 SET_CAPABILITY = """
@@ -133,6 +150,38 @@ def test_user_group_and_fs_group(space: pods.Space) -> None:
     assert owner == "1000:2000", "the directory's set-group-id bit is kept by the share"
 
 
+def test_kernel_settings_are_those_of_the_node(space: pods.Space) -> None:
+    read = f"cd /proc/sys && cat {' '.join(SYSCTLS)}"
+    in_guest = space.say("main", read, container="root").split()
+    assert in_guest == space.say("peer", read).split()
+    assert in_guest[-1] == "1", "kubelet sets it, and no kernel has it by itself"
+
+
+def test_limits_are_those_of_the_node(space: pods.Space) -> None:
+    read = "grep -E 'Max (processes|core file size)' /proc/self/limits"
+    assert space.say("main", read, container="root") == space.say("peer", read)
+
+
+def test_flags_of_a_volume_hold_by_virtio_fs(space: pods.Space) -> None:
+    """As with runc 1.1. Newer ones drop the flags of what a bind is of."""
+    one = container("one", mounts={"/hardened": "hardened", "/disk": "disk"})
+    volumes = [pods.claim("hardened"), {"name": "disk", "emptyDir": {}}]
+    space.apply(
+        *space.nas("hardened", mount_options=["noexec,nosuid"]),
+        pod("guest", one, volumes=volumes),
+        pod("node", one, runtime=None, volumes=volumes),
+    )
+    waiting.ready(space, "guest", "node")
+    for name in ("guest", "node"):
+        mounted = inside.mounted(space, name, "one", "/hardened", "/disk")
+        assert {"noexec", "nosuid"} <= set(mounted["/hardened"].options), name
+        assert not {"noexec", "nosuid"} & set(mounted["/disk"].options), name
+        refused = space.run(name, "cp /bin/sh /hardened; /hardened/sh -c true", check=False)
+        assert "Permission denied" in refused.stderr, name
+        space.run(name, "rm /hardened/sh && cp /bin/sh /disk && /disk/sh -c true")
+    space.delete("guest", "node")
+
+
 def test_root_filesystem_is_read_only_where_asked(space: pods.Space) -> None:
     refused = space.run("main", "echo x > /file", container="user", check=False)
     assert refused.status != 0
@@ -184,6 +233,18 @@ def test_a_pod_has_a_firewall_of_its_own(space: pods.Space, kind: str) -> None:
     space.run("main", f"{table} -A {rule}", container="admin")
     assert space.say("main", fetch, container="root") == "redirected"
     space.run("main", f"{table} -D {rule}", container="admin")
+
+
+@pytest.mark.parametrize("kind", ["nft", "legacy"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_firewall_has_rules_of_every_kind(space: pods.Space, kind: str, rule: str) -> None:
+    """What the guest's kernel lacks, iptables does not find."""
+    calls = [
+        f"{IPTABLES}/xtables-{kind}-multi {program} {verb} OUTPUT -p tcp --dport 82 {rule}"
+        for program in ("iptables", "ip6tables")
+        for verb in ("-A", "-D")
+    ]
+    space.run("main", " && ".join(calls), container="admin")
 
 
 @pytest.fixture

@@ -140,6 +140,52 @@ def test_a_revoked_token_is_worthless(tmp_path: Path) -> None:
     run(body, tmp_path)
 
 
+def test_who_is_refused_time_and_again_costs_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any container can connect without end. The shim's time and its log are the node's."""
+    monkeypatch.setattr("kangaroo.runtime.streams._MAX_UNPROVEN", 4)
+    monkeypatch.setattr("kangaroo.runtime.streams._REFUSED_S", 0.05)
+
+    async def body(guest: Guest) -> None:
+        await guest.dial()
+        began = asyncio.get_running_loop().time()
+        refused = [await guest.dial(b"x" * 33) for _ in range(40)]
+        wanted = all_streams(guest.hub)
+        assert wanted.stdout is not None
+        await guest.dial(f"{wanted.stdout.token}\n".encode())
+        (await wanted.stdout).close()
+        assert asyncio.get_running_loop().time() - began >= 10 * 0.05
+        assert all([await guest.closed(sock) for sock in refused])
+        (said,) = caplog.messages
+        assert "count=1 " in said
+
+        guest.hub._refusals._said_at -= 60
+        assert await guest.closed(await guest.dial(b"x" * 33))
+        assert "count=40 " in caplog.messages[-1]
+
+    run(body, tmp_path)
+
+
+def test_idle_connections_delay_a_stream_and_do_not_lose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kangaroo.runtime.streams._MAX_UNPROVEN", 4)
+    monkeypatch.setattr("kangaroo.runtime.streams._REFUSED_S", 0.01)
+    monkeypatch.setattr("kangaroo.runtime.streams._TOKEN_TIMEOUT_S", 0.1)
+
+    async def body(guest: Guest) -> None:
+        await guest.dial()
+        for _ in range(8):
+            await guest.dial()
+        wanted = all_streams(guest.hub)
+        assert wanted.stdout is not None
+        await guest.dial(f"{wanted.stdout.token}\n".encode())
+        (await wanted.stdout).close()
+
+    run(body, tmp_path)
+
+
 def test_another_peer_is_refused_and_is_not_the_control_connection(tmp_path: Path) -> None:
     peers = iter([False, True])
 

@@ -24,8 +24,15 @@ def test_every_method_has_a_handler() -> None:
 
 
 def test_good_request_is_read() -> None:
+    message = {"container_id": "c", "exec_id": "", "signal": 9, "all": False}
+    assert requests.read(Method.SIGNAL_PROCESS, encode(message), 60_000_000_000) == message
+
+
+@pytest.mark.parametrize(("timeout_ns", "timeout_s"), [(60_000_000_000, 48), (0, 120)])
+def test_crun_runs_for_less_than_its_caller_waits(timeout_ns: int, timeout_s: float) -> None:
     message = exec_request()
-    assert requests.read(Method.EXEC_PROCESS, encode(message)) == message
+    read = requests.read(Method.EXEC_PROCESS, encode(message), timeout_ns)
+    assert read == {**message, "timeout_s": pytest.approx(timeout_s)}
 
 
 @pytest.mark.parametrize(

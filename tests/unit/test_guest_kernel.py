@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kangaroo.errors import InvalidRequest
+from kangaroo.errors import FailedPrecondition, InvalidRequest
 from kangaroo.guest import kernel
 
 MARKER = b"~Module signature appended~\n"
@@ -37,13 +37,23 @@ def test_modules_come_after_what_they_need_and_once() -> None:
     table = kernel.dependencies(
         "kernel/net/a-b.ko.xz: kernel/lib/c.ko.xz kernel/lib/d.ko.xz\n"
         "kernel/lib/c.ko.xz: kernel/lib/d.ko.xz\n"
-        "kernel/lib/d.ko.xz:\n"
+        "kernel/lib/d.ko.xz:\n",
+        "kernel/fs/built-in.ko\n",
     )
     assert kernel.closure(["c", "a_b", "built_in"], table) == [
         "kernel/lib/d.ko.xz",
         "kernel/lib/c.ko.xz",
         "kernel/net/a-b.ko.xz",
     ]
+    assert kernel.beneath("kernel/lib", table) == ["c", "d"]
+
+
+def test_modules_that_the_kernel_does_not_have_are_named() -> None:
+    table = kernel.dependencies("kernel/lib/c.ko.xz:\n", "")
+    with pytest.raises(FailedPrecondition, match=r"no module a_b, d$"):
+        kernel.closure(["a_b", "c", "d"], table)
+    with pytest.raises(FailedPrecondition, match=r"no modules in kernel/li$"):
+        kernel.beneath("kernel/li", table)
 
 
 def test_module_loses_its_compression_and_its_signature(tmp_path: Path) -> None:

@@ -43,3 +43,12 @@ def test_other_format_is_refused(image: Path, change: dict[str, int]) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(FailedPrecondition, match="format 1"):
         manifest.read(image)
+
+
+@pytest.mark.parametrize("files", [{}, {manifest.KERNEL: "0"}, [*manifest.FILES]])
+def test_every_file_must_be_described(image: Path, files: object) -> None:
+    """What has no sum would be taken for verified."""
+    path = image / manifest.MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "files": files}))
+    with pytest.raises(FailedPrecondition, match=f"does not describe .*{manifest.ROOT}"):
+        manifest.verify(image)

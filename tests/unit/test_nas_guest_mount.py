@@ -124,6 +124,12 @@ def test_flags() -> None:
     assert "ro" not in guest(f"ro{V3[2:]}").options.split(",")
 
 
+@pytest.mark.parametrize("flag", ["nosymfollow", "idmapped"])
+def test_a_flag_that_the_guest_cannot_keep_up_is_refused(flag: str) -> None:
+    with pytest.raises(Unsupported, match=flag):
+        guest(V3, options=f"rw,{flag},relatime")
+
+
 def test_volume_id_names_equal_mounts_equally() -> None:
     same = guest(V3)
     assert re.fullmatch(r"nas-[0-9a-f]{16}", same.volume_id)
@@ -147,6 +153,13 @@ def test_tls_is_refused_not_dropped(option: str) -> None:
 def test_rdma_is_refused() -> None:
     with pytest.raises(Unsupported, match="proto=rdma"):
         guest(V3.replace("proto=tcp", "proto=rdma"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.1.7", "::1", "::ffff:127.0.0.1"])
+def test_a_helper_on_the_node_is_not_taken_for_the_guests_own(address: str) -> None:
+    """As those of clouds' NAS are, who encrypt: `mount` shows the NAS's name, and loopback."""
+    with pytest.raises(Unsupported, match=f"address {address} .*node's loopback"):
+        guest(V42.replace("addr=192.0.2.1", f"addr={address},port=20049"))
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,7 @@ def test_bad_paths(path: str) -> None:
         "mounthost=192.0.2.9",
         *("X-mount.mkdir", "x-systemd.automount", "uhelper=x", "-o", "a b", "a=b c", "a=\0", "=1"),
         *("rsize=", "Nolock", "nolock;reboot", "", "loop"),
+        *("ro=true", "ro=false", "rw=1", "v3=x", "v4.1=1", "minorversion"),
     ],
 )
 def test_bad_options_name_their_field(option: str) -> None:

@@ -112,6 +112,13 @@ def test_the_guest_sees_its_own_paths() -> None:
     }
 
 
+def test_the_nodes_flags_are_added_to_those_of_a_bind() -> None:
+    placements: dict[int, Placement] = {3: SharedBind(3), 4: SharedBind(4, ("ro", "noexec"))}
+    mounts = oci.guest_spec(SPEC, container_id="c1", sandbox_id=SANDBOX, placements=placements)
+    assert mounts["mounts"][3]["options"] == ["rbind", "rw"]
+    assert mounts["mounts"][4]["options"] == ["bind", "ro", "noexec"]
+
+
 def test_nas_binds_are_named_to_the_agent() -> None:
     placements: dict[int, Placement] = {4: SharedBind(4), 3: NasBind("nas-1", "sub", create=True)}
     assert oci.volumes(SPEC, placements) == [

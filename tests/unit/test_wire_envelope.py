@@ -90,6 +90,12 @@ def test_a_status_of_very_many_details_is_refused() -> None:
         Status.decode(b"\x1a\x00" * 17)
 
 
+def test_a_message_that_is_not_utf8_is_told_all_the_same() -> None:
+    """It may name a path (mountinfo has those of other encodings with surrogates)."""
+    told = Status.decode(Status(13, "mount nas:/caf\udce9 failed").encode())
+    assert told.message == "mount nas:/caf\\udce9 failed"
+
+
 def _request_class() -> Any:
     """ttrpc.Request as the protobuf library builds it from the published field numbers."""
     kinds = descriptor_pb2.FieldDescriptorProto

@@ -71,10 +71,11 @@ def load_modules() -> None:
 
 def raise_limits() -> None:
     """Containers inherit these where their specification says nothing; runc's, under containerd,
-    are as high.
+    are as high. Of processes the kernel would let a user have 2048 in a guest of 512 MiB.
     """
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
-    resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    for unbounded in (resource.RLIMIT_CORE, resource.RLIMIT_NPROC):
+        resource.setrlimit(unbounded, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def mount_shared() -> None:

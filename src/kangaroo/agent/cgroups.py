@@ -6,14 +6,16 @@ import os
 import signal
 from typing import Any
 
+from kangaroo.agent.loop import PRIORITY, Future, Loop
+
 ROOT = "/sys/fs/cgroup"
 PARENT = "kangaroo"
 
 
 class Cgroup:
-    """The cgroup of one container, version 2."""
+    """The cgroup of one container, version 2; without an id that of all of them."""
 
-    def __init__(self, container_id: str) -> None:
+    def __init__(self, container_id: str = "") -> None:
         self.path = f"{ROOT}/{PARENT}/{container_id}"
 
     def pids(self) -> list[int]:
@@ -38,6 +40,28 @@ class Cgroup:
             except ProcessLookupError:
                 pass
         return sent
+
+    async def emptied(self, loop: Loop, timeout_s: float) -> bool:
+        """Wait until no process is left in it and beneath it; whether it came to that. Mapped files
+        that they changed are written back by then, and their mount namespaces gone.
+        """
+        try:
+            events = os.open(f"{self.path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # there is no such group
+            return True
+        empty = Future()
+
+        def look() -> None:
+            if not _populated(events):
+                empty.set()
+
+        loop.watch(events, PRIORITY, look)
+        try:
+            look()
+            return await loop.within(empty, timeout_s)
+        finally:
+            loop.unwatch(events)
+            os.close(events)
 
     def stats(self) -> dict[str, Any]:
         """What ContainerStats answers; a controller that is off gives zeros."""
@@ -82,6 +106,13 @@ class OutOfMemory:
 
     def _kills(self) -> int:
         return _table(os.pread(self.fd, 4096, 0).decode()).get("oom_kill", 0)
+
+
+def _populated(events: int) -> bool:
+    try:
+        return bool(_table(os.pread(events, 4096, 0).decode()).get("populated"))
+    except OSError:  # the group is gone
+        return False
 
 
 def _read(path: str) -> str:

@@ -37,14 +37,22 @@ class Child(NamedTuple):
     exited: Future
 
 
+class Launch:
+    """The start of a container process. `exits` are those of unknown processes since it began; what
+    ended before has left its id to others.
+    """
+
+    def __init__(self) -> None:
+        self.exits: dict[int, Exit] = {}
+
+
 class Children:
     """Starts children and reaps: PID 1 inherits every orphan, container processes among them."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._waiting: dict[int, Future] = {}
-        self._unclaimed: dict[int, Exit] = {}
-        self._launches = 0
+        self._launches: list[Launch] = []
         self._wakeup, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -113,23 +121,21 @@ class Children:
             raise OSError(outcome["errno"], os.strerror(outcome["errno"]), outcome["filename"])
         raise CommandFailed((what,), 1, outcome.get("text", "died without a word"))
 
-    def launch_begins(self) -> None:
+    def launch_begins(self) -> Launch:
         """From now on remember exits of unknown processes: one may be a container process whose id
         is not read yet.
         """
-        self._launches += 1
+        launch = Launch()
+        self._launches.append(launch)
+        return launch
 
-    def launch_ends(self) -> None:
-        self._launches -= 1
-        if not self._launches:
-            self._unclaimed.clear()
+    def launch_ends(self, launch: Launch) -> None:
+        self._launches.remove(launch)
 
-    def adopt(self, pid: int) -> Child:
-        """A process that a child of ours started and left to us, between `launch_begins` and
-        `launch_ends`.
-        """
+    def adopt(self, pid: int, launch: Launch) -> Child:
+        """A process that a child of ours started and left to us during `launch`."""
         future = self._expect(pid)
-        end = self._unclaimed.pop(pid, None)
+        end = launch.exits.pop(pid, None)
         if end is not None:
             self._waiting.pop(pid, None)
             future.set(end)
@@ -162,8 +168,9 @@ class Children:
             future = self._waiting.pop(pid, None)
             if future is not None:
                 future.set(end)
-            elif self._launches:
-                self._unclaimed[pid] = end
+                continue
+            for launch in self._launches:
+                launch.exits[pid] = end
 
 
 def _child_main(function: Callable[[], Any], output: int) -> None:

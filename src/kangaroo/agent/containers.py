@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
+import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -27,6 +29,7 @@ from kangaroo.errors import (
 from kangaroo.linux.mount import UmountFlag, umount
 
 BIND_TIMEOUT_S = 30.0
+_CLEAN_UP_S = 10.0
 _PLACES = "volumes"
 _LOAD_FIREWALL = ("/sbin/modprobe", "--all", "--quiet", "ip_tables", "ip6_tables")
 _LOAD_TIMEOUT_S = 10.0
@@ -57,6 +60,8 @@ class Container:
         self.volume_places: list[str] = []
         self.out_of_memory: OutOfMemory | None = None
         self.started = False
+        self.given_up = False  # somebody asked to delete it while it was made
+        self.shares_processes = False
 
 
 class Containers:
@@ -89,53 +94,86 @@ class Containers:
         spec: dict[str, Any],
         stdio: dict[str, Any],
         volumes: list[dict[str, Any]],
+        timeout_s: float,
     ) -> int:
         """Make the container up to the point where its program would run; the pid of its init.
 
-        Raises AlreadyExists, NotFound for a volume or subpath, CommandFailed with crun's words.
-        Nothing is left behind by a failure.
+        Raises AlreadyExists, NotFound for a volume or subpath, CommandFailed with crun's words,
+        DeadlineExceeded, FailedPrecondition when it was deleted meanwhile. Nothing is left behind
+        by a failure.
         """
         if container_id in self._containers:
             raise AlreadyExists(f"container {container_id} exists")
         container = Container(container_id, f"{self._directory}/{container_id}")
         self._containers[container_id] = container
+        deadline = time.monotonic() + timeout_s
         try:
             os.makedirs(container.directory, mode=0o700)
-            await self._place_volumes(container, spec, volumes)
-            await self._load_firewall(spec)
-            spec.setdefault("linux", {})["cgroupsPath"] = f"/{PARENT}/{container_id}"
+            await self._place_volumes(container, spec, volumes, deadline)
+            await self._load_firewall(spec, deadline)
+            linux = spec.setdefault("linux", {})
+            linux["cgroupsPath"] = f"/{PARENT}/{container_id}"
+            container.shares_processes = not _has_namespace(linux, "pid")
             spec["process"]["terminal"] = stdio["terminal"]
             write_file(f"{container.directory}/config.json", json.dumps(spec))
             command = ("create", f"--bundle={container.directory}")
-            process = await self._launch(container, "", command, stdio)
+            process = await self._launch(container, "", command, stdio, _left_s(deadline))
+            if container.given_up:
+                raise FailedPrecondition(f"container {container_id} was deleted while it was made")
         except BaseException:
-            await self._remove(container)
+            await self._undo(container)
             raise
         self._watch_memory(container)
+        process.exited.then(lambda: _follow_init(container))
         return process.pid
 
-    async def _load_firewall(self, spec: dict[str, Any]) -> None:
+    async def _undo(self, container: Container) -> None:
+        """Take away what was made of a container. Why it was not made is what is told: a failure
+        here is logged.
+        """
+        _kill(container.cgroup)
+        try:
+            await self._remove(container, _CLEAN_UP_S / 2)
+            if not await container.cgroup.emptied(self._loop, _CLEAN_UP_S / 2):
+                raise DeadlineExceeded("its processes do not end")
+            if os.path.isdir(container.cgroup.path):  # of a crun that was killed
+                os.rmdir(container.cgroup.path)
+        except Exception as error:
+            log.info("a container is not removed", container=container.id, error=error)
+        finally:
+            self._containers.pop(container.id, None)
+
+    async def _load_firewall(self, spec: dict[str, Any], deadline: float) -> None:
         """For a container that may make rules: iptables of the older kind does not find its modules
         by itself, as it does everything else. A failure is logged.
         """
         if "CAP_NET_ADMIN" in spec["process"].get("capabilities", {}).get("bounding", ()):
             try:
-                await self._children.run(_LOAD_FIREWALL, timeout_s=_LOAD_TIMEOUT_S)
+                timeout_s = min(_LOAD_TIMEOUT_S, _left_s(deadline))
+                await self._children.run(_LOAD_FIREWALL, timeout_s=timeout_s)
             except (OSError, CommandFailed, DeadlineExceeded) as error:
                 log.info("iptables is not loaded", error=error)
 
-    async def start(self, *, container_id: str) -> None:
+    async def start(self, *, container_id: str, timeout_s: float) -> None:
         """Run the program. A repeat is harmless."""
         container = self._find(container_id)
         if not container.started:
             log_file = f"{container.directory}/start.log"
-            await self._crun.run("start", container_id, log_file=log_file)
+            await self._crun.run("start", container_id, log_file=log_file, timeout_s=timeout_s)
             container.started = True
 
     async def execute(
-        self, *, container_id: str, exec_id: str, process: dict[str, Any], stdio: dict[str, Any]
+        self,
+        *,
+        container_id: str,
+        exec_id: str,
+        process: dict[str, Any],
+        stdio: dict[str, Any],
+        timeout_s: float,
     ) -> int:
-        """Run one more process in a running container; its pid."""
+        """Run one more process in a running container; its pid. What has not begun to run within
+        `timeout_s` never will.
+        """
         container = self._find(container_id)
         if exec_id in container.processes:
             raise AlreadyExists(f"process {exec_id} of container {container_id} exists")
@@ -146,9 +184,10 @@ class Containers:
         write_file(path, json.dumps(process))
         command = ("exec", "--detach", f"--process={path}")
         try:
-            started = await self._launch(container, exec_id, command, stdio)
+            started = await self._launch(container, exec_id, command, stdio, timeout_s)
         finally:
             remove_file(path)  # crun has read it
+        _follow_init(container)  # which may have ended meanwhile
         return started.pid
 
     async def wait(self, *, container_id: str, exec_id: str) -> Exit:
@@ -169,14 +208,18 @@ class Containers:
             raise NotFound(f"process {exec_id!r} of container {container_id} has exited")
         os.kill(process.pid, number)
 
-    async def delete(self, *, container_id: str, exec_id: str) -> None:
-        """Forget a process that has exited; with the init goes the container."""
+    async def delete(self, *, container_id: str, exec_id: str, timeout_s: float) -> None:
+        """Forget a process that has exited; with the init goes the container. One that is being
+        made is not there yet, and will not be.
+        """
+        container = self._find(container_id)
+        if exec_id == "" and "" not in container.processes:
+            container.given_up = True
         process = self._process(container_id, exec_id)
         if process.running:
             raise FailedPrecondition(f"process {exec_id!r} of container {container_id} is running")
-        container = self._find(container_id)
         if exec_id == "":
-            await self._remove(container)
+            await self._remove(container, timeout_s)
         else:
             del container.processes[exec_id]
 
@@ -186,13 +229,21 @@ class Containers:
         if not process.streams.resize(rows, columns) and process.running:
             raise FailedPrecondition(f"process {exec_id!r} of {container_id} has no terminal")
 
-    async def update(self, *, container_id: str, resources: dict[str, Any]) -> None:
+    async def update(
+        self, *, container_id: str, resources: dict[str, Any], timeout_s: float
+    ) -> None:
         """Change the limits."""
         container = self._find(container_id)
         path = f"{container.directory}/resources.json"
         write_file(path, json.dumps(resources))
         log_file = f"{container.directory}/update.log"
-        await self._crun.run("update", f"--resources={path}", container_id, log_file=log_file)
+        await self._crun.run(
+            "update",
+            f"--resources={path}",
+            container_id,
+            log_file=log_file,
+            timeout_s=timeout_s,
+        )
 
     def cgroup(self, container_id: str) -> Cgroup:
         """The container's cgroup. Raises NotFound."""
@@ -203,18 +254,15 @@ class Containers:
         server does not end.
         """
         deadline = time.monotonic() + timeout_s
+        everybody = Cgroup()
+        _kill(everybody)
         containers = list(self._containers.values())
         for container in containers:
-            try:
-                container.cgroup.signal_all(9)
-            except OSError as error:  # it is being deleted
-                log.info("not killed", container=container.id, error=error)
-        for container in containers:
             for process in list(container.processes.values()):
-                await self._loop.within(process.exited, max(0.0, deadline - time.monotonic()))
-            for place in container.volume_places:
-                _unmount_place(place)
-            container.volume_places.clear()
+                await self._loop.within(process.exited, _left_s(deadline))
+        await everybody.emptied(self._loop, _left_s(deadline))
+        for container in containers:
+            _unmount_places(container)
 
     async def _launch(
         self,
@@ -222,6 +270,7 @@ class Containers:
         exec_id: str,
         command: tuple[str, ...],
         stdio: dict[str, Any],
+        timeout_s: float,
     ) -> Process:
         """Run crun's `create` or `exec` and take over the process that it leaves behind."""
         name = exec_id or "init"
@@ -229,7 +278,7 @@ class Containers:
         log_file = f"{container.directory}/{name}.log"
         streams = Streams(self._loop, self._dial, stdio)
         console: ConsoleSocket | None = None
-        self._children.launch_begins()
+        launch = self._children.launch_begins()
         try:
             if streams.terminal:
                 # Both ids in the path would exceed what a socket address holds.
@@ -241,11 +290,12 @@ class Containers:
                 container.id,
                 log_file=log_file,
                 stdio=streams.child_descriptors(),
+                timeout_s=timeout_s,
             )
             streams.close_child_ends()
             if console is not None:
                 streams.attach_terminal(console.receive())
-            child = self._children.adopt(read_pid(pid_file))
+            child = self._children.adopt(read_pid(pid_file), launch)
         except BaseException:
             streams.abort()
             raise
@@ -255,12 +305,16 @@ class Containers:
             # What every exec (a probe is one) left would fill the guest's memory.
             remove_file(pid_file)
             remove_file(log_file)
-            self._children.launch_ends()
+            self._children.launch_ends(launch)
         process = container.processes[exec_id] = Process(child, streams)
         return process
 
     async def _place_volumes(
-        self, container: Container, spec: dict[str, Any], volumes: list[dict[str, Any]]
+        self,
+        container: Container,
+        spec: dict[str, Any],
+        volumes: list[dict[str, Any]],
+        deadline: float,
     ) -> None:
         """Bind each volume's place privately and name it as the source of the spec's mount."""
         for number, volume in enumerate(volumes):
@@ -269,14 +323,14 @@ class Containers:
             if len(mounts) != 1:
                 raise InvalidRequest("volumes", f"the spec has no one mount at {destination!r}")
             place = f"{container.directory}/{_PLACES}/{number}"
+            container.volume_places.append(place)  # also where the bind is too late to be told
             await self._volumes.bind(
                 volume_id=volume["volume_id"],
                 subpath=volume["subpath"],
                 create=volume["create"],
                 target=place,
-                timeout_s=BIND_TIMEOUT_S,
+                timeout_s=min(BIND_TIMEOUT_S, _left_s(deadline)),
             )
-            container.volume_places.append(place)
             mounts[0]["source"] = place
             flags = self._volumes.flags(volume["volume_id"])
             mounts[0]["options"] = with_flags(mounts[0].get("options", ()), flags)
@@ -308,14 +362,15 @@ class Containers:
             container.out_of_memory.close()
             container.out_of_memory = None
 
-    async def _remove(self, container: Container) -> None:
+    async def _remove(self, container: Container, timeout_s: float) -> None:
         """Delete what crun and we hold of a container, in whatever state it is."""
         self._unwatch_memory(container)
+        _unmount_places(container)
         if os.path.isdir(f"{self._directory}/crun/{container.id}"):
             log_file = f"{container.directory}/delete.log"
-            await self._crun.run("delete", "--force", container.id, log_file=log_file)
-        for place in container.volume_places:
-            _unmount_place(place)
+            await self._crun.run(
+                "delete", "--force", container.id, log_file=log_file, timeout_s=timeout_s
+            )
         _remove_bundle(container.directory)
         self._containers.pop(container.id, None)
 
@@ -363,10 +418,11 @@ def _listed(directory: str) -> list[str]:
 
 
 def _remove_entry(path: str) -> None:
+    """Without a look at it, which would be a look at the volume where one is still bound."""
     try:
-        if os.path.isdir(path):
+        try:
             os.rmdir(path)
-        else:
+        except NotADirectoryError:
             os.unlink(path)
     except FileNotFoundError:
         pass
@@ -374,11 +430,39 @@ def _remove_entry(path: str) -> None:
         log.info("a part of a bundle stays", path=path, error=error)
 
 
-def _unmount_place(place: str) -> None:
+def _unmount_places(container: Container) -> None:
+    while container.volume_places:
+        place = container.volume_places.pop()
+        try:
+            umount(place, UmountFlag.DETACH)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL):  # it was never bound
+                log.info("a volume's place stays", place=place, error=error)
+
+
+def _follow_init(container: Container) -> None:
+    """When the init has ended all others end, too. In a pid namespace of the container's own the
+    kernel sees to that (pid_namespaces(7)).
+    """
+    if container.shares_processes and not container.processes[""].running:
+        _kill(container.cgroup)
+
+
+def _kill(cgroup: Cgroup) -> None:
     try:
-        umount(place, UmountFlag.DETACH)
-    except OSError as error:
-        log.info("a volume's place stays", place=place, error=error)
+        cgroup.signal_all(signal.SIGKILL)
+    except OSError as error:  # it is being deleted
+        log.info("not killed", cgroup=cgroup.path, error=error)
+
+
+def _has_namespace(linux: dict[str, Any], kind: str) -> bool:
+    """Whether the container gets a namespace of its own of this kind."""
+    namespaces = linux.get("namespaces", ())
+    return any(entry["type"] == kind and not entry.get("path") for entry in namespaces)
+
+
+def _left_s(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
 
 
 def _shared(future: Future) -> Awaitable[Any]:

@@ -75,7 +75,7 @@ class Control:
     async def _serve(self, request: RequestReceived) -> None:
         try:
             handler = self._find(request)
-            arguments = requests.read(request.method, request.payload)
+            arguments = requests.read(request.method, request.payload, request.timeout_ns)
             log.debug("call", method=request.method)
             answer = encode(await handler(**arguments))
             data = self._connection.respond(request.stream_id, answer)

@@ -9,7 +9,6 @@ from kangaroo.agent.children import Children
 from kangaroo.errors import CommandFailed
 
 _CRUN = "/usr/bin/crun"
-TIMEOUT_S = 120.0
 
 
 class Crun:
@@ -24,8 +23,8 @@ class Crun:
         command: str,
         *arguments: str,
         log_file: str,
+        timeout_s: float,
         stdio: tuple[int, int, int] | None = None,
-        timeout_s: float = TIMEOUT_S,
     ) -> None:
         """Run one command; `stdio` is what a container process inherits.
 
@@ -49,7 +48,7 @@ class Crun:
                 os.close(null)
         else:
             child = self._children.spawn(argv, stdio=stdio)
-        end = await self._children.wait(child, argv, timeout_s)
+        end = await self._children.wait(child, ("crun", command), timeout_s)
         if end.code != 0:
             raise CommandFailed(("crun " + command,), end.code, _messages(log_file))
 

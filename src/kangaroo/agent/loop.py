@@ -17,10 +17,13 @@ from kangaroo.agent import log
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 PRIORITY = select.EPOLLPRI
+HANG_UP = select.EPOLLRDHUP
 
 
 class Future:
-    """A value or an error to come. Set once; later settings are ignored."""
+    """A value or an error to come. Set once; later settings are ignored. A callback that fails is
+    logged, and keeps none of the others from being called.
+    """
 
     __slots__ = ("_callbacks", "_error", "_value", "done")
 
@@ -60,7 +63,7 @@ class Future:
         self.done, self._value, self._error = True, value, error
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            callback()
+            _guarded(callback)
 
 
 class Timer:

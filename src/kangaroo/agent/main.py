@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 import time
@@ -52,6 +53,9 @@ def serve(dial: Dial) -> None:
     # end it. A container in the guest's own process namespace may send it. Ignored it would be by
     # every container's process, too.
     signal.signal(signal.SIGINT, lambda *_: None)
+    # Who has all the ids of a process may set its limits, without any capability (prlimit(2)); two
+    # groups nobody has. A program that is executed is of one again.
+    os.setresgid(0, 0, 1)
     loop = Loop()
     powering_off = False
 

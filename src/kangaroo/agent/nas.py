@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from kangaroo.agent import log
 from kangaroo.agent.children import Children
-from kangaroo.agent.flush import flush_and_unmount, sync_file_system
+from kangaroo.agent.flush import flush_and_unmount
 from kangaroo.agent.kmsg import KernelLog
 from kangaroo.agent.loop import Future, Loop
 from kangaroo.errors import (
@@ -30,7 +30,7 @@ from kangaroo.errors import (
 )
 from kangaroo.linux.mount import MountFlag, UmountFlag, bind, mount, umount
 from kangaroo.linux.openat2 import ensure_directory_beneath, open_beneath
-from kangaroo.wire.agent_protocol import NAS_DIRECTORY, SHARED_DIRECTORY
+from kangaroo.wire.agent_protocol import NAS_DIRECTORY
 
 _FLAGS = {
     "ro": MountFlag.RDONLY,
@@ -39,8 +39,6 @@ _FLAGS = {
     "noexec": MountFlag.NOEXEC,
     "noatime": MountFlag.NOATIME,
     "nodiratime": MountFlag.NODIRATIME,
-    "relatime": MountFlag.RELATIME,
-    "sync": MountFlag.SYNCHRONOUS,
 }
 _KERNEL_PREFIXES = ("NFS", "nfs", "RPC", "rpc", "lockd", "svc")
 _NFS_VOLUMES = "/proc/fs/nfsfs/volumes"
@@ -137,8 +135,9 @@ class Volumes:
                 raise InvalidRequest("flags", f"{name!r} is no mount flag known here")
             number |= _FLAGS[name]
         target = f"{NAS_DIRECTORY}/{volume_id}"
+        # Of an earlier attempt that came to its end late, before anything looks at it.
+        _detach(target)
         os.makedirs(target, mode=0o700, exist_ok=True)
-        _detach(target)  # of an earlier attempt that came to its end after its deadline
         with KernelLog() as kernel_log:
             try:
                 await self._children.call(
@@ -214,15 +213,6 @@ class Volumes:
             if not left or remaining_s <= 0:
                 return left
             await self._loop.within(Future(), min(_LOOK_AGAIN_S, remaining_s))
-
-    async def sync_shared(self, timeout_s: float) -> None:
-        """Write back what programs changed on the host's shared tree. Errors are logged."""
-        try:
-            await self._children.call(
-                lambda: sync_file_system(SHARED_DIRECTORY), what="sync", timeout_s=timeout_s
-            )
-        except (OSError, DeadlineExceeded, CommandFailed) as error:
-            log.info("the shared tree is not flushed", error=error)
 
     async def stats(self, *, volume_id: str, timeout_s: float) -> dict[str, Any]:
         """statfs and the section of /proc/self/mountstats."""

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 
-from kangaroo.agent.loop import WRITE, Future, Loop
+from kangaroo.agent.loop import HANG_UP, WRITE, Future, Loop
 from kangaroo.agent.stdio import Dial, Input, Output, announce
 from kangaroo.errors import Unavailable
 
@@ -20,8 +20,14 @@ async def forward(loop: Loop, dial: Dial, *, port: int, stdin: str, stdout: str)
     Raises Unavailable when nothing listens there.
     """
     with await _connect(loop, port) as sock:
-        _Incoming(loop, announce(dial, stdin), os.dup(sock.fileno()))
-        Output(loop, os.dup(sock.fileno()), announce(dial, stdout))
+        reader = announce(dial, stdin)
+        try:
+            writer = announce(dial, stdout)
+        except BaseException:
+            reader.close()
+            raise
+        incoming = _Incoming(loop, reader, os.dup(sock.fileno()))
+        _Outgoing(loop, os.dup(sock.fileno()), writer, incoming)
 
 
 class _Incoming(Input):
@@ -35,6 +41,32 @@ class _Incoming(Input):
                 except OSError:
                     pass  # the peer is gone already
         super().close()
+
+
+class _Outgoing(Output):
+    """When the host is gone the connection ends in both directions: what its peer sends need have
+    no end, while a container's output ends with the container.
+    """
+
+    def __init__(self, loop: Loop, source: int, sock: socket.socket, incoming: _Incoming) -> None:
+        super().__init__(loop, source, sock)
+        self._incoming = incoming
+        self._watch_host()
+
+    def _on_writable(self) -> None:
+        super()._on_writable()
+        self._watch_host()
+
+    def _watch_host(self) -> None:
+        """While there is nothing to send. vsock tells of a closed peer by EPOLLRDHUP alone; the
+        host shuts nothing down on this stream before it closes it.
+        """
+        if self._sock is not None and not self._pending:
+            self._loop.watch(self._sock.fileno(), HANG_UP, self._host_gone)
+
+    def _host_gone(self) -> None:
+        self._incoming.close()
+        self._close()
 
 
 async def _connect(loop: Loop, port: int) -> socket.socket:

@@ -23,14 +23,39 @@ from kangaroo.wire.agent_protocol import PROTOCOL_VERSION
 CONTAINERS_DIRECTORY = "/run/kangaroo/containers"
 _CLOCK_TOLERANCE_NS = 1_000_000_000
 _KILL_TIMEOUT_S = 5.0
-_SYNC_TIMEOUT_S = 5.0
-_EVENT_LIMIT = 1024
 
 Answer = dict[str, Any]
 
 
+class OutOfMemoryEvents:
+    """Containers that had an OOM kill, each once until it is told: one that has them all the time
+    keeps none of the others back.
+    """
+
+    def __init__(self) -> None:
+        self._containers: dict[str, None] = {}  # in the order of their first
+        self._waiters: list[Future] = []
+
+    def add(self, container_id: str) -> None:
+        self._containers[container_id] = None
+        if self._waiters:
+            self._waiters.pop(0).set()
+
+    async def next(self) -> str:
+        """The container to tell of next, once there is one."""
+        if not self._containers:
+            waiter = Future()
+            self._waiters.append(waiter)
+            await waiter
+        container_id = next(iter(self._containers))
+        del self._containers[container_id]
+        return container_id
+
+
 class Service:
-    """Every method is named as in the protocol, in snake case, and takes the request's keys."""
+    """Every method is named as in the protocol, in snake case, and takes what `requests.read` has
+    of its request.
+    """
 
     def __init__(
         self, loop: Loop, *, dial: Dial, power_off: Callable[[], None], boot_ns: int
@@ -39,6 +64,7 @@ class Service:
         self._dial = dial
         self._power_off = power_off
         self._boot_ns = boot_ns
+        self._out_of_memory = OutOfMemoryEvents()
         self._children = Children(loop)
         self._volumes = Volumes(loop, self._children)
         self._containers = Containers(
@@ -47,10 +73,8 @@ class Service:
             self._volumes,
             dial=dial,
             directory=CONTAINERS_DIRECTORY,
-            on_out_of_memory=self._out_of_memory,
+            on_out_of_memory=self._out_of_memory.add,
         )
-        self._events: list[Answer] = []
-        self._event_waiters: list[Future] = []
         self._greeted = False
 
     async def hello(self, *, protocol: int, sandbox_id: str, hostname: str, time_ns: int) -> Answer:
@@ -97,8 +121,8 @@ class Service:
     async def create_container(self, **request: Any) -> Answer:
         return {"pid": await self._containers.create(**request)}
 
-    async def start_container(self, *, container_id: str) -> Answer:
-        await self._containers.start(container_id=container_id)
+    async def start_container(self, **request: Any) -> Answer:
+        await self._containers.start(**request)
         return {}
 
     async def exec_process(self, **request: Any) -> Answer:
@@ -121,8 +145,8 @@ class Service:
         end = await self._containers.wait(container_id=container_id, exec_id=exec_id)
         return {"exit_code": end.code, "exited_at_ns": end.time_ns}
 
-    async def delete_process(self, *, container_id: str, exec_id: str) -> Answer:
-        await self._containers.delete(container_id=container_id, exec_id=exec_id)
+    async def delete_process(self, **request: Any) -> Answer:
+        await self._containers.delete(**request)
         return {}
 
     async def resize_pty(self, **request: Any) -> Answer:
@@ -147,29 +171,19 @@ class Service:
         return {}
 
     async def next_event(self) -> Answer:
-        if not self._events:
-            waiter = Future()
-            self._event_waiters.append(waiter)
-            await waiter
-        return self._events.pop(0)
+        return {"type": "oom", "container_id": await self._out_of_memory.next()}
 
     async def shutdown(self, *, timeout_s: float) -> Answer:
-        """Kill containers, then write back and unmount every volume, in `timeout_s` together; the
-        host's shared tree gets a few seconds more. A repeat finds nothing left to do.
+        """Kill containers, then write back and unmount every volume, in `timeout_s` together. What
+        containers changed on the host's shared tree is written back as they end. A repeat finds
+        nothing left to do.
         """
         deadline = time.monotonic() + timeout_s
         await self._containers.kill_all(min(_KILL_TIMEOUT_S, timeout_s / 2))
         outcomes = await self._volumes.unmount_all(deadline - time.monotonic())
-        await self._volumes.sync_shared(_SYNC_TIMEOUT_S)
         return {"volumes": outcomes}
 
     async def power_off(self) -> Answer:
         log.info("power off")
         self._power_off()
         return {}
-
-    def _out_of_memory(self, container_id: str) -> None:
-        if len(self._events) < _EVENT_LIMIT:
-            self._events.append({"type": "oom", "container_id": container_id})
-        if self._event_waiters:
-            self._event_waiters.pop(0).set()

@@ -63,12 +63,13 @@ class Output:
 
     def _on_writable(self) -> None:
         self._send()
-        if not self._pending:
-            if self._sock is not None:
-                self._loop.unwatch(self._sock.fileno())
-            self._loop.watch(self._source, READ, self._on_readable)
-            if self._finishing:
-                self._on_readable()
+        if self._pending or self._source < 0:
+            return
+        if self._sock is not None:
+            self._loop.unwatch(self._sock.fileno())
+        self._loop.watch(self._source, READ, self._on_readable)
+        if self._finishing:
+            self._on_readable()
 
     def _send(self) -> None:
         if self._sock is None:
@@ -79,12 +80,15 @@ class Output:
         except BlockingIOError:
             pass
         except OSError:
-            self._drop_socket()
             self._pending = b""
+            self._host_gone()
             return
         if self._pending:
             self._loop.unwatch(self._source)
             self._loop.watch(self._sock.fileno(), WRITE, self._on_writable)
+
+    def _host_gone(self) -> None:
+        self._drop_socket()
 
     def _drop_socket(self) -> None:
         if self._sock is not None:

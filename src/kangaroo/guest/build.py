@@ -34,7 +34,8 @@ _EPOCH = 0
 def build(output: Path) -> manifest.Manifest:
     """Make the image in the directory `output`, which must be absent or empty.
 
-    Raises CommandFailed and DeadlineExceeded of the tools, FailedPrecondition when one is missing.
+    Raises CommandFailed and DeadlineExceeded of the tools, FailedPrecondition when one is missing,
+    or a module that the recipe names.
     """
     output.mkdir(parents=True, exist_ok=True)
     if any(output.iterdir()):
@@ -164,9 +165,10 @@ class _Build:
 
     def _modules(self) -> None:
         self._depmod(self.packages)
-        text = (self.packages / "usr/lib/modules" / self.release / "modules.dep").read_text()
-        table = kernel.dependencies(text)
-        names = (*recipe.INITRD_MODULES, *recipe.AGENT_MODULES, *recipe.ON_DEMAND_MODULES)
+        table = self._module_table(self.packages)
+        names = [*recipe.INITRD_MODULES, *recipe.AGENT_MODULES, *recipe.ON_DEMAND_MODULES]
+        for directory in recipe.ON_DEMAND_DIRECTORIES:
+            names += kernel.beneath(directory, table)
         target = self.root / "usr/lib/modules" / self.release
         for path in kernel.closure(names, table):
             source = self.packages / "usr/lib/modules" / self.release / path
@@ -184,6 +186,12 @@ class _Build:
         at_boot.parent.mkdir(parents=True, exist_ok=True)
         at_boot.write_text("".join(order))
 
+    def _module_table(self, tree: Path) -> dict[str, list[str]]:
+        modules = tree / "usr/lib/modules" / self.release
+        return kernel.dependencies(
+            (modules / "modules.dep").read_text(), (modules / "modules.builtin").read_text()
+        )
+
     def _depmod(self, tree: Path) -> None:
         # depmod is one of kmod's names; through the loader it is told by argv[0].
         argv = self._tool_argv("depmod", "usr/bin/kmod", "-b", str(tree / "usr"), self.release)
@@ -198,8 +206,7 @@ class _Build:
 
     def _initrd(self) -> None:
         modules = self.root / "usr/lib/modules" / self.release
-        table = kernel.dependencies((modules / "modules.dep").read_text())
-        order = kernel.closure(recipe.INITRD_MODULES, table)
+        order = kernel.closure(recipe.INITRD_MODULES, self._module_table(self.root))
         members = [cpio.directory(name) for name in ("dev", "modules", "root")]
         members.append(cpio.character_device("dev/console", 5, 1))
         members.append(cpio.character_device("dev/kmsg", 1, 11))

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from kangaroo.errors import InvalidRequest
+from kangaroo.errors import FailedPrecondition, InvalidRequest
 
 # Documentation/arch/x86/boot.rst
 _SETUP_SECTORS = 0x1F1
@@ -37,13 +37,13 @@ def zstd_payload(image: bytes) -> bytes:
     return payload
 
 
-def dependencies(modules_dep: str) -> dict[str, list[str]]:
-    """Of every module in a `modules.dep` file, by name: its path and those to load before it, in
-    load order.
+def dependencies(modules_dep: str, modules_builtin: str) -> dict[str, list[str]]:
+    """Of every module in the files of these names, by name: its path and those to load before it,
+    in load order. Of one that is built in there is nothing to load.
 
     Names are as modprobe compares them, with underscores.
     """
-    table: dict[str, list[str]] = {}
+    table: dict[str, list[str]] = {module_name(path): [] for path in modules_builtin.split()}
     for line in modules_dep.splitlines():
         path, _, needed = line.partition(":")
         # modules.dep lists the nearest dependency first (modules.dep(5)).
@@ -55,13 +55,24 @@ def closure(names: Iterable[str], table: dict[str, list[str]]) -> list[str]:
     """Paths of the modules `names` and all that they need, in an order that insmod accepts, each
     once.
 
-    A name that is not in the table is built in. Raises nothing: the boot test shows what is
-    missing.
+    Raises FailedPrecondition naming those that this kernel does not have.
     """
-    paths: dict[str, None] = {}
-    for name in names:
-        paths.update(dict.fromkeys(table.get(name, [])))
-    return list(paths)
+    wanted = tuple(names)
+    if missing := [name for name in wanted if name not in table]:
+        raise FailedPrecondition(f"the kernel has no module {', '.join(missing)}")
+    return list(dict.fromkeys(path for name in wanted for path in table[name]))
+
+
+def beneath(directory: str, table: dict[str, list[str]]) -> list[str]:
+    """Names of the modules in a directory. Raises FailedPrecondition when it has none."""
+    names = [name for name, paths in table.items() if paths and _parent(paths[-1]) == directory]
+    if not names:
+        raise FailedPrecondition(f"the kernel has no modules in {directory}")
+    return names
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def module_name(path: str) -> str:

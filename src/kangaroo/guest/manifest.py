@@ -14,6 +14,7 @@ KERNEL = "vmlinuz"
 INITRD = "initrd.img"
 ROOT = "rootfs.erofs"
 MANIFEST = "manifest.json"
+FILES = (KERNEL, INITRD, ROOT)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def write(
     directory: Path, *, protocol_version: int, kangaroo_version: str, kernel: str
 ) -> Manifest:
     """Describe the image files that lie in `directory`."""
-    files = {name: _sha256(directory / name) for name in (KERNEL, INITRD, ROOT)}
+    files = {name: _sha256(directory / name) for name in FILES}
     manifest = Manifest(FORMAT, protocol_version, kangaroo_version, kernel, files)
     (directory / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
@@ -57,7 +58,10 @@ def read(directory: Path) -> Manifest:
         raise FailedPrecondition(f"{path} is not of format {FORMAT}", hint=hint)
     if set(content) != {field.name for field in fields(Manifest)}:
         raise FailedPrecondition(f"{path} has other keys than format {FORMAT}", hint=hint)
-    for name in (KERNEL, INITRD, ROOT):
+    described = content["files"]
+    if not isinstance(described, dict) or set(described) != set(FILES):
+        raise FailedPrecondition(f"{path} does not describe {', '.join(FILES)}", hint=hint)
+    for name in FILES:
         if not (directory / name).is_file():
             raise NotFound(f"no guest image in {directory}: {name} is missing", hint=hint)
     return Manifest(**content)

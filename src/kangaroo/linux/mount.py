@@ -27,19 +27,16 @@ DATA_LIMIT = 4095
 
 
 class MountFlag(enum.IntFlag):
-    """Flags of mount(2), include/uapi/linux/mount.h."""
+    """Those flags of mount(2) that are used here, include/uapi/linux/mount.h."""
 
     NONE = 0
     RDONLY = 1
     NOSUID = 2
     NODEV = 4
     NOEXEC = 8
-    SYNCHRONOUS = 16
-    REMOUNT = 32
     NOATIME = 1024
     NODIRATIME = 2048
     BIND = 4096
-    MOVE = 8192
     REC = 16384
     UNBINDABLE = 1 << 17
     PRIVATE = 1 << 18
@@ -49,12 +46,10 @@ class MountFlag(enum.IntFlag):
 
 
 class UmountFlag(enum.IntFlag):
-    """Flags of umount2(2)."""
+    """Those flags of umount2(2) that are used here."""
 
     NONE = 0
-    FORCE = 1
     DETACH = 2
-    EXPIRE = 4
     NOFOLLOW = 8
 
 

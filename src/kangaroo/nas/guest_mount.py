@@ -19,6 +19,8 @@ NFS_FSTYPES = frozenset({"nfs", "nfs4"})
 
 # Mount flags that the agent sets by mount(2)'s flags. `sync` is understood among the data, too.
 _FLAGS = ("ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime")
+# What else the kernel shows of a mount that asks nothing of the guest.
+_DEFAULT_FLAGS = frozenset({"rw", "relatime"})
 # namlen is asked from the server again; fsc needs a daemon of the node; seclabel and contexts are
 # the node's LSM; relatime is the kernel's default; fatal_neterrors (Linux 6.15, always shown) is
 # about containers whose network goes before their mounts, and the guest's kernel may not know it.
@@ -62,8 +64,9 @@ def from_mount(entry: MountEntry, *, guest_addresses: Sequence[str]) -> GuestMou
     already).
 
     `guest_addresses` are the pod's; at the one of the server's family an NFSv4.0 server calls back.
-    Raises InvalidRequest when the entry is not an NFS mount, Unsupported when its security or its
-    locks need a daemon or a device that the guest has not.
+    Raises InvalidRequest when the entry is not an NFS mount, Unsupported when its server, its
+    security or its locks need a daemon or a device that the guest has not, or when it has a flag
+    that containers of the guest could not be given.
     """
     if not is_nas(entry):
         raise InvalidRequest("mount", f"{entry.mount_point} is {entry.fstype}, not NFS")
@@ -72,6 +75,7 @@ def from_mount(entry: MountEntry, *, guest_addresses: Sequence[str]) -> GuestMou
     server, path = split_source(entry.source)
     version = _version(entry, shown)
     address = _address(entry, shown)
+    _refuse_loopback(entry, address)
     guest_address = _same_family(address, guest_addresses)
     _refuse_lock_daemons(entry, version, shown)
     flags = tuple(flag for flag in _FLAGS if flag in entry.options or flag in shown)
@@ -142,6 +146,25 @@ def _refuse_unsupported(entry: MountEntry, shown: dict[str, str | None]) -> None
         raise Unsupported(
             f"{entry.source}: proto={shown['proto']} in the guest",
             hint="the guest has no RDMA device; mount with proto=tcp or without passthrough",
+        )
+
+    for flag in entry.options:
+        if flag not in _DEFAULT_FLAGS and flag not in _FLAGS:
+            raise Unsupported(
+                f"{entry.source}: the mount flag {flag} in the guest",
+                hint=f"mount without {flag} or without passthrough",
+            )
+
+
+def _refuse_loopback(entry: MountEntry, address: str) -> None:
+    """A helper on the node (stunnel of efs-utils, aznfs) takes the NAS's requests there. The
+    guest's own loopback is another: whoever of the pod listened would be taken for the NAS.
+    """
+    if address == "::1" or address.removeprefix("::ffff:").startswith("127."):
+        raise Unsupported(
+            f"{entry.source}: the server's address {address} in the guest",
+            hint="that is the node's loopback, where a helper of the node forwards to the server,"
+            " and the guest has a loopback of its own; mount without passthrough",
         )
 
 

@@ -68,6 +68,11 @@ def check(option: str, field: str) -> None:
         raise InvalidRequest(field, f"{option!r} is not an NFS mount option")
     if key in _REFUSED:
         raise InvalidRequest(field, f"option {option!r} is refused: {_REFUSED[key]}")
+    # These are understood here, so the kernel would not see what is wrong with them.
+    if equals and (key in ("ro", "rw") or _VERSION_FLAG.fullmatch(key)):
+        raise InvalidRequest(field, f"option {option!r} is refused: {key!r} takes no value")
+    if option == "minorversion":
+        raise InvalidRequest(field, f"option {option!r} is refused: it has no value")
 
 
 def key_of(option: str) -> str:

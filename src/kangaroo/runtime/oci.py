@@ -49,9 +49,12 @@ class Bind:
 
 @dataclass(frozen=True)
 class SharedBind:
-    """The bind travels by virtio-fs, as the container's mount number `number`."""
+    """The bind travels by virtio-fs, as the container's mount number `number`; `flags` are those of
+    the node's mount that the container's must have, too.
+    """
 
     number: int
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,8 @@ def _mount(
         result["type"] = "bind"
     if isinstance(placement, SharedBind):
         result["source"] = f"{SHARED_DIRECTORY}/{container_id}/mounts/{placement.number}"
+        given = mount.get("options") or ()
+        result["options"] = [*given, *(flag for flag in placement.flags if flag not in given)]
     elif isinstance(placement, NasBind):
         result["source"] = ""  # the agent resolves it beneath the volume
     elif _is_bind(mount) and _is_pod_shm(mount, sandbox_id):

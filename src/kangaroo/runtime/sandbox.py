@@ -9,19 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kangaroo.errors import FailedPrecondition, KangarooError, NotFound, Unavailable
+from kangaroo.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    KangarooError,
+    NotFound,
+    Unavailable,
+)
 from kangaroo.linux import cgroup
 from kangaroo.nas import client_identity
 from kangaroo.nas import passthrough as nas_passthrough
 from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.net.plan import GuestNetwork
-from kangaroo.runtime import admission, guest_clock, oci, port_forward
+from kangaroo.runtime import admission, guest_clock, node_sysctls, oci, port_forward
 from kangaroo.runtime.agent_client import AgentClient
 from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.host_side import HostSide, Placement
@@ -36,6 +44,8 @@ from kangaroo.vmm.spec import Accelerator
 from kangaroo.wire.agent_protocol import PROTOCOL_VERSION
 
 _LOG = logging.getLogger(__name__)
+
+_TAKE_BACK_S = 5.0
 
 __all__ = ["RootfsMount", "Sandbox"]
 
@@ -139,7 +149,9 @@ class Sandbox:
                 stdio=stdio.wire,
                 volumes=oci.volumes(spec, placements),
             )
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, DeadlineExceeded):
+                await _take_back(self.agent, container_id)
             await self.remove_container(container_id)
             raise
 
@@ -208,14 +220,14 @@ class Sandbox:
         for bind in binds:
             if bind.index in placements:
                 continue
-            await self._host.shared.bind(
+            flags = await self._host.shared.bind(
                 container_id,
                 bind.index,
                 bind.source,
                 read_only=bind.read_only,
                 timeout_s=self._host.config.unmount_timeout_s,
             )
-            placements[bind.index] = oci.SharedBind(bind.index)
+            placements[bind.index] = oci.SharedBind(bind.index, flags)
         return placements
 
     def _keep_clock(self) -> asyncio.Task[None]:
@@ -239,6 +251,9 @@ class Sandbox:
         """Have the guest write its NAS volumes back; say by volume what could not be."""
         try:
             await self._machine.resume()
+        except KangarooError as error:  # the guest may run and answer all the same: ask it
+            _LOG.warning("machine not resumed sandbox=%s error=%s", self.id, error)
+        try:
             flushed = await self.agent.shutdown(timeout_s=self._host.config.shutdown_timeout_s)
         except KangarooError as error:
             _LOG.error("guest did not flush sandbox=%s error=%s", self.id, error)
@@ -271,7 +286,12 @@ def _plan(
         netns=admission.network_namespace(spec),
         cgroups_path=cgroups_path,
         pod=pod,
-        kernel_parameters=(identity, *oci.kernel_parameters(spec)),
+        # Of two that set the same, the kernel obeys the later.
+        kernel_parameters=(
+            identity,
+            *node_sysctls.kernel_parameters(),
+            *oci.kernel_parameters(spec),
+        ),
     )
     config.require_guest_image()
     config.credentials()
@@ -304,6 +324,19 @@ async def _connect_agent(host: HostSide) -> AgentClient:
         control.cancel()
         ended.cancel()
         await asyncio.gather(control, ended, return_exceptions=True)
+
+
+async def _take_back(agent: AgentClient, container_id: str) -> None:
+    """End a container that a guest which did not answer in time has made, or makes yet."""
+    init = {"container_id": container_id, "exec_id": ""}
+    for call in (
+        partial(agent.signal_process, **init, signal=signal.SIGKILL, all=True),
+        partial(agent.wait_process, **init),
+        partial(agent.delete_process, **init),
+    ):
+        with contextlib.suppress(KangarooError, TimeoutError):
+            async with asyncio.timeout(_TAKE_BACK_S):
+                await call()
 
 
 async def _introduce(agent: AgentClient, sandbox_id: str, hostname: str) -> None:

@@ -41,6 +41,8 @@ _FLAGS = {
     "bind": MountFlag.BIND,
     "rbind": MountFlag.BIND | MountFlag.REC,
 }
+# What programs of a guest may do with files is decided there, by the flags of its own mounts.
+_GUESTS_FLAGS = ("nosuid", "nodev", "noexec")
 _LOWER = "lowerdir="
 _IGNORED = {"rw", "defaults", "suid", "dev", "exec", "atime"}
 
@@ -101,8 +103,9 @@ class SharedDirectory:
 
     async def bind(
         self, container_id: str, number: int, source: str, *, read_only: bool, timeout_s: float
-    ) -> None:
+    ) -> tuple[str, ...]:
         """Bind `source` on `<container>/mounts/<number>`; it may be a directory or a regular file.
+        Returns those flags of the mount it lies on that only a mount in the guest can keep up.
 
         `read_only` is enforced here on the node: what the guest makes of its own mount is up to
         whoever is root there.
@@ -130,6 +133,7 @@ class SharedDirectory:
             mount.make_slave(target, recursive=True)
         except OSError as error:
             raise MountFailed(source, "rbind", str(error), errno=error.errno) from error
+        return tuple(flag for flag in _GUESTS_FLAGS if entry is not None and flag in entry.options)
 
     def remove(self, container_id: str) -> None:
         """Take a container's mounts and directories away."""

@@ -2,7 +2,8 @@
 
 The guest dials, the host listens (docs/agent-protocol.md). Only this guest's context id is
 accepted, a stream must show an outstanding token within a deadline, and the number of unproven
-connections is bounded.
+connections is bounded. Any container of the guest can connect, as often as it likes: a connection
+that is refused keeps its place for a while, and who comes when there is none waits.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _LOG = logging.getLogger(__name__)
 
 _TOKEN_TIMEOUT_S = 5.0
 _MAX_UNPROVEN = 64
+_REFUSED_S = 1.0  # how long one that was refused counts as unproven
+_SAY_S = 60.0
 
 PeerCheck = Callable[[Any], bool]
 
@@ -81,6 +84,7 @@ class StreamHub:
         self._control: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
         self._control_taken = False
         self._unproven: set[asyncio.Task[None]] = set()
+        self._refusals = _Refusals()
         self._task = asyncio.create_task(self._accept(), name="vsock-accept")
 
     def issue(self, *, terminal: bool, stdin: bool, stdout: bool, stderr: bool) -> StreamSet:
@@ -137,15 +141,14 @@ class StreamHub:
 
     async def _accept(self) -> None:
         while True:
+            while len(self._unproven) >= _MAX_UNPROVEN:
+                await asyncio.wait(self._unproven, return_when=asyncio.FIRST_COMPLETED)
             sock, peer = await accept(self._listener)
             if not self._is_guest(peer):
-                _LOG.warning("refused a connection that is not this guest's peer=%s", peer)
+                self._refusals.say(f"{peer} is not this guest")
                 sock.close()
             elif not self._control.done():
                 self._control.set_result(sock)
-            elif len(self._unproven) >= _MAX_UNPROVEN:
-                _LOG.warning("refused a stream, too many without a token")
-                sock.close()
             else:
                 task = asyncio.create_task(self._admit(sock), name="stream-token")
                 self._unproven.add(task)
@@ -155,20 +158,33 @@ class StreamHub:
         """Read the token and hand the socket to who waits for it; close it otherwise."""
         try:
             async with asyncio.timeout(_TOKEN_TIMEOUT_S):
-                token = await _read_token(sock)
+                stream = self._waiting.pop(await _read_token(sock), None)
+            if stream is None or stream.arrival.done():
+                raise ValueError("the token is unknown")
         except (OSError, ValueError, TimeoutError) as error:
-            _LOG.warning("closed a stream without a token error=%r", error)
             sock.close()
-            return
+            self._refusals.say(f"no token: {error!r}")
+            await asyncio.sleep(_REFUSED_S)
         except BaseException:
             sock.close()
             raise
-        stream = self._waiting.pop(token, None)
-        if stream is None or stream.arrival.done():
-            _LOG.warning("closed a stream with an unknown token")
-            sock.close()
         else:
             stream.arrival.set_result(sock)
+
+
+class _Refusals:
+    """Says that connections were refused: the first at once, then at most a line a minute."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._said_at = -_SAY_S
+
+    def say(self, why: str) -> None:
+        self._count += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._said_at >= _SAY_S:
+            _LOG.warning("refused connections count=%d last=%s", self._count, why)
+            self._count, self._said_at = 0, now
 
 
 async def _read_token(sock: socket.socket) -> str:

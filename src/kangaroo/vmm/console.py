@@ -60,15 +60,19 @@ class Console:
             self._stop()
 
     def _append(self, chunk: bytes) -> None:
-        if self._size_bytes + len(chunk) > self._limit_bytes:
-            self._file.close()
-            self.path.replace(self.path.with_name(f"{self.path.name}.1"))
-            self._file = self.path.open("wb", buffering=0)
-            self._size_bytes = 0
         # A full /run costs the log, never the sandbox.
         with contextlib.suppress(OSError):
+            if self._size_bytes + len(chunk) > self._limit_bytes:
+                self._start_anew()
             self._file.write(chunk)
         self._size_bytes += len(chunk)
+
+    def _start_anew(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.with_name(f"{self.path.name}.1").write_bytes(self.path.read_bytes())
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._size_bytes = 0
 
     def _stop(self) -> None:
         if self._read_fd >= 0:

@@ -49,8 +49,7 @@ class Machine:
         confinement: Confinement,
         timeout_s: float,
     ) -> Machine:
-        """Start QEMU and wait until it answers QMP; the guest's processors run then unless
-        `spec.paused`.
+        """Start QEMU and wait until it answers QMP; the guest's processors run then.
 
         The caller keeps its descriptors and closes them afterwards. The QMP listener `spec.qmp_fd`
         must be closed by the caller once QEMU has it, and is bound to `paths.qmp_socket`.
@@ -103,13 +102,6 @@ class Machine:
     async def resume(self) -> None:
         """Let the guest's processors run. A running machine is left as it is."""
         await self._execute("cont")
-
-    async def status(self) -> str:
-        """QEMU's run state, for example `running` or `paused` (qapi/run-state.json)."""
-        answer = await self._execute("query-status")
-        if not isinstance(answer, dict) or not isinstance(answer.get("status"), str):
-            raise Unavailable(f"QEMU gave no run state: {answer!r}")
-        return str(answer["status"])
 
     async def finish(self, *, grace_s: float) -> int:
         """Wait for a guest that is powering itself off; kill QEMU when it is still there after

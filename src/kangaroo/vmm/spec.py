@@ -72,8 +72,7 @@ class MachineSpec:
     starts QEMU.
 
     `memory_fd` is `machine.guest_memory()`; `virtiofs_fd` is connected to virtiofsd already;
-    `qmp_fd` listens; `console_fd` is open for appending. `paused` keeps the guest's processors
-    stopped until QMP `cont`.
+    `qmp_fd` listens; `console_fd` is open for appending.
     """
 
     name: str
@@ -89,7 +88,6 @@ class MachineSpec:
     virtiofs_fd: int | None = None
     vsock: VsockDevice | None = None
     network: NetworkDevice | None = None
-    paused: bool = False
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -145,8 +143,6 @@ def _base(spec: MachineSpec) -> Iterator[str]:
     )
     yield from ("-object", "rng-builtin,id=entropy")
     yield from ("-device", _device("virtio-rng-pci", "rng=entropy"))
-    if spec.paused:
-        yield "-S"
 
 
 def _monitor(spec: MachineSpec) -> Iterator[str]:

@@ -55,7 +55,9 @@ class Status(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the protobuf encoding."""
-        parts = [encode_int(1, self.code), encode_string(2, self.message)]
+        # A message may name a path, which need not be UTF-8; protobuf's strings are.
+        message = self.message.encode(errors="backslashreplace").decode()
+        parts = [encode_int(1, self.code), encode_string(2, message)]
         parts += [encode_bytes(3, detail.encode()) for detail in self.details]
         return b"".join(parts)
 
