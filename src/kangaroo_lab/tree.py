@@ -43,6 +43,9 @@ def install_code(root: Path, *, host_tools: Path) -> None:
         target = root / directory / Path(source).name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CHECKOUT / "deploy" / source, target)
+    on_path = root / "usr/local/bin/kangaroo"
+    on_path.unlink(missing_ok=True)
+    on_path.symlink_to("/opt/kangaroo/bin/kangaroo")
     compiler = ["python3", "-m", "compileall", "-q", "-j", "2", "/lib-to-compile"]
     # A dependency may carry files for another Python; they are not compiled, nor ever imported.
     command = enclosed(

@@ -44,11 +44,10 @@ echo {_NOBODY} > {_ADDRESSES}/192.0.2.1
 systemd-run --unit kangaroo-planted --collect sh -c "sleep infinity; true" {_NOBODY}
 """
 UPROOT = f"""
-set -e
+umount {_VOLUMES}/nas/mount {_VOLUMES}/three/mount || exit
 ip tuntap del dev kangaroo0 mode tap
 ip netns delete cni-planted
 rmdir /run/kangaroo/sandboxes/{_NOBODY} {_SCOPE}
-umount {_VOLUMES}/nas/mount {_VOLUMES}/three/mount
 rm -r {probe.TASKS}/{_NOBODY} {_ADDRESSES}
 rm -r --one-file-system {probe.KUBELET_PODS}/{_NO_POD}
 rm /run/containerd/s/planted
