@@ -129,7 +129,7 @@ async def running(directory: Path) -> AsyncIterator[Containerd]:
         shutdown = asyncio.Event()
         boot = booter(tasks, sandboxes, log)
         pod = Pod(boot, publisher.publish, background, kill_timeout_s=0.5)
-        service = TaskService(pod, background, shutdown.set)
+        service = TaskService(pod, background, shutdown.set, linger_s=0.1)
         near, far = socket.socketpair()
         server = Server({**service.handlers(), **VolumeService(pod).handlers()})
         serving = tasks.create_task(server.serve_connection(far))
@@ -276,6 +276,20 @@ def test_exec_runs_and_is_forgotten(tmp_path: Path) -> None:
             "/tasks/exec-started ls",
             "/tasks/exit ls 1",
         ]
+
+    play(tmp_path, scenario)
+
+
+def test_a_container_that_containerd_forgot_does_not_keep_the_shim(tmp_path: Path) -> None:
+    async def scenario(c: Containerd) -> None:
+        await c.run(POD, "sandbox")
+        await c.create("app")
+        await c.kill(POD, 9)
+        await c.wait(POD)
+        await c.delete(POD)
+        await c.call("Shutdown", task.ShutdownRequest(id=POD), Empty)
+        assert not c.shim.shutdown.is_set()
+        await asyncio.wait_for(c.shim.shutdown.wait(), 10)
 
     play(tmp_path, scenario)
 

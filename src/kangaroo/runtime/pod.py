@@ -127,6 +127,8 @@ class Pod:
         self._closing = False
         self._ending: asyncio.Task[None] | None = None
         self.paused = False
+        self.over = False
+        """Whether containerd has deleted the sandbox itself."""
 
     @property
     def idle(self) -> bool:
@@ -249,6 +251,7 @@ class Pod:
         await self._release(container)
         if self._containers.pop(container_id, None) is not None:
             self._publish(_delete_event(process))
+            self.over |= container.virtual
         return process
 
     async def pause(self, container_id: str) -> None:

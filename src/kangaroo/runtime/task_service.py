@@ -6,6 +6,7 @@ asks again, and every method answers a repeat as containerd's own shim does.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
@@ -37,17 +38,28 @@ _STATUS = {
     ProcessState.RUNNING: types.RUNNING,
     ProcessState.STOPPED: types.STOPPED,
 }
+_LINGER_S = 15.0
 _WAITING = {"Wait"}  # changes nothing and may last for ever: ends with the call
 R = TypeVar("R", bound=Message)
 
 
 class TaskService:
-    """The handlers. `shutdown` is called when containerd wants the shim to end."""
+    """The handlers. `shutdown` is called when containerd wants the shim to end, `linger_s` later
+    while there are containers of which it has not spoken.
+    """
 
-    def __init__(self, pod: Pod, background: Background, shutdown: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pod: Pod,
+        background: Background,
+        shutdown: Callable[[], None],
+        *,
+        linger_s: float = _LINGER_S,
+    ) -> None:
         self._pod = pod
         self._background = background
         self._shutdown = shutdown
+        self._linger_s = linger_s
 
     def handlers(self) -> dict[str, dict[str, Handler]]:
         """For `kangaroo.wire.aio.Server`."""
@@ -210,10 +222,19 @@ class TaskService:
         )
 
     async def shutdown(self, _request: task.ShutdownRequest) -> Empty:
-        """End the shim unless it still has containers."""
+        """End the shim unless it still has containers. Those that are left when the sandbox has
+        been deleted have ended with it: containerd deletes them in `linger_s`, or never. It forgets
+        one whose Create was answered as its own caller, kubelet, went away.
+        """
         if self._pod.idle:
             self._shutdown()
+        elif self._pod.over:
+            self._background.spawn(self._linger(), name="linger")
         return Empty()
+
+    async def _linger(self) -> None:
+        await asyncio.sleep(self._linger_s)
+        self._shutdown()
 
     def _status(self, process: Process) -> types.Status:
         if self._pod.paused and process.state is ProcessState.RUNNING:
