@@ -10,7 +10,7 @@ LABS ?= $(shell awk -v cpus=$$(nproc) '/^MemTotal/ { print (cpus > 1 && $$2 > 15
 SEVERAL := --numprocesses $(LABS) --dist loadscope --no-loadscope-reorder
 NODE_TIER := --verbose --durations=60 --durations-min=10 $(if $(filter-out 1,$(LABS)),$(SEVERAL)) tests/node
 SOAK ?= $(addprefix tests/node/test_,mission.py csi_faults.py csi_sanity.py kernel_server.py \
-          provisioning.py storage_class.py snapshots.py crash.py races.py) \
+          provisioning.py storage_class.py snapshots.py installation.py crash.py races.py) \
         $(wildcard tests/node/test_passthrough_*.py)
 LOCKS := requirements/dev.txt requirements/node.txt pyproject.toml
 BOOTSTRAP := PYTHONPATH=src $(PYTHON) -m kangaroo_lab.bootstrap
