@@ -304,7 +304,8 @@ def attempts(*paths: str) -> dict[str, str]:
 def test_no_trick_makes_it_writable(space: pods.Space, name: str) -> None:
     tricks = attempts(*WAYS)
     became = outcomes(space, name, "root", tricks)
-    assert set(became.values()) == {UNPRIVILEGED}, became
+    # A remount that changes nothing may be allowed: what the server exports for reading.
+    assert set(became.values()) <= {UNPRIVILEGED, READ_ONLY}, became
     writes = {path: f"touch {path}/refused" for path in WAYS}
     assert outcomes(space, name, "root", writes) == dict.fromkeys(writes, READ_ONLY)
 
