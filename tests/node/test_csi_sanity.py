@@ -8,14 +8,13 @@ import json
 import re
 import secrets
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.node.csi_driver import SOAK, Driver, calling, driving
+from tests.node.csi_driver import SOAK, UNIT
 
 from kangaroo_lab import artefacts
 
@@ -27,7 +26,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
 ENDPOINT = "unix:///var/lib/kubelet/plugins/nasplugin.csi.alibabacloud.com/csi.sock"
 WORK = "/var/tmp/csi-sanity"  # /run takes no programs
 SUITE_S = 1800
-LISTING_S = 180
+# Shares of other tests, which are gone by now: nfs-ganesha may give such a one out as stale for
+# minutes, and one that does not answer fails a listing.
+FORGET = f"systemctl stop {UNIT}; rm --force /run/kangaroo/csi/shares.json; systemctl start {UNIT}"
 SKIPPED = () if SOAK else ("--ginkgo.skip=Snapshot|snapshot",)
 
 
@@ -37,6 +38,7 @@ def node(lab: Lab) -> Iterator[Node]:
     node.exec(["mkdir", "--parents", WORK])
     node.copy_to(artefacts.csi_sanity(), f"{WORK}/csi-sanity")
     node.exec(["chmod", "+x", f"{WORK}/csi-sanity"])
+    node.exec(["sh", "-ec", FORGET])
     yield node
     node.exec(["rm", "--recursive", "--one-file-system", WORK])
 
@@ -56,22 +58,8 @@ def share(lab: Lab) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def await_listing(driver: Driver) -> None:
-    """Until the driver can list. The NAS finds out once a minute what was removed behind its back,
-    as tests remove their shares; until then it gives such a one out as stale.
-    """
-    deadline = time.monotonic() + LISTING_S
-    while time.monotonic() < deadline:
-        (answer,) = driver.calls(calling("ListVolumes", {}))
-        if answer.code == "OK":
-            return
-    raise AssertionError(answer.message)
-
-
-@pytest.mark.timeout(LISTING_S + SUITE_S + 60)
+@pytest.mark.timeout(SUITE_S + 120)
 def test_the_suite_passes_and_skips_what_is_documented(lab: Lab, node: Node, share: Path) -> None:
-    with driving(lab) as driver:
-        await_listing(driver)
     parameters = {"server": lab.nas.address, "path": f"/csi/{share.name}", "onDelete": "delete"}
     node.exec(["sh", "-c", f"cat > {WORK}/parameters.yaml"], input=json.dumps(parameters))
     done = node.exec(
