@@ -96,7 +96,7 @@ def volume_pod(name: str, node: Node) -> pods.Document:
 def versions(node: Node) -> dict[str, str]:
     """The version of each pod's shim."""
     listed = node.exec(["/usr/local/bin/kangaroo", "sandboxes", "--json"], timeout_s=60).stdout
-    return {one["pod"]["name"]: one["shim_version"] for one in json.loads(listed)}
+    return {one["pod"]["name"]: one["shim"]["version"] for one in json.loads(listed)}
 
 
 @pytest.fixture(scope="module")
