@@ -167,13 +167,9 @@ class Lab:
                 raise FailedPrecondition(f"{self.directory}: a lab has one node at least")
             self._remove_node(self._node(self.shape.nodes))
 
-    def build(self, wanted: Mapping[str, Callable[[], object]] | None = None) -> None:
-        """Build of `wanted`, by default of what `up` and `make test` need, what the cache has not,
-        without touching what runs.
-        """
+    def build(self, wanted: Mapping[str, Callable[[], object]]) -> None:
+        """Build of `wanted` what the cache has not, without touching what runs."""
         _require_root()
-        if wanted is None:
-            wanted = {**artefacts.everything(), **artefacts.for_tests()}
         self._hold_artefacts()
         _build(wanted, self._progress([*wanted]))
 

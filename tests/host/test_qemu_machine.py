@@ -127,16 +127,18 @@ def test_a_qemu_that_never_answers_is_killed_in_time(tmp_path: Path) -> None:
         asyncio.run(body())
 
 
-def test_the_console_is_kept_in_bounded_space(tmp_path: Path) -> None:
-    async def body() -> None:
-        console = Console(tmp_path / "console.log", limit_bytes=1000)
-        for number in range(100):
-            os.write(console.write_fd, f"line {number}\n".encode() * 10)
-            assert console.tail().endswith(f"line {number}")
-        console.close()
-        console.close()
+async def much_is_said(path: Path) -> None:
+    """To a console that keeps 1000 bytes in `path`."""
+    console = Console(path, limit_bytes=1000)
+    for number in range(100):
+        os.write(console.write_fd, f"line {number}\n".encode() * 10)
+        assert console.tail().endswith(f"line {number}")
+    console.close()
+    console.close()
 
-    asyncio.run(body())
+
+def test_the_console_is_kept_in_bounded_space(tmp_path: Path) -> None:
+    asyncio.run(much_is_said(tmp_path / "console.log"))
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["console.log", "console.log.1"]
     assert all((tmp_path / name).stat().st_size <= 1000 for name in kept)
@@ -144,15 +146,7 @@ def test_the_console_is_kept_in_bounded_space(tmp_path: Path) -> None:
 
 def test_a_console_of_which_no_more_can_be_kept_goes_on(tmp_path: Path) -> None:
     (tmp_path / "console.log.1").mkdir()  # as where /run is full: it cannot be written
-
-    async def body() -> None:
-        console = Console(tmp_path / "console.log", limit_bytes=1000)
-        for number in range(100):
-            os.write(console.write_fd, f"line {number}\n".encode() * 10)
-            assert console.tail().endswith(f"line {number}")
-        console.close()
-
-    asyncio.run(body())
+    asyncio.run(much_is_said(tmp_path / "console.log"))
     assert 0 < (tmp_path / "console.log").stat().st_size <= 1000
 
 

@@ -151,7 +151,7 @@ def test_a_lab_is_root_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(lab_module, "_build", built)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     lab = Lab.open(tmp_path)
-    for change in (lab.up, lab.build, lab.down):
+    for change in (lab.up, lambda: lab.build({}), lab.down):
         with pytest.raises(FailedPrecondition, match="run as root"):
             change()
     assert not list(tmp_path.iterdir())
