@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -30,6 +31,15 @@ STATS_S = 180
 OUTAGE_S, BACK_S = 8, 45
 OPTIONS = "noresvport,nolock,rsize=65536,wsize=65536,timeo=700"
 READ_AHEAD_KIB = 1024
+# Below /sys/module: how many requests a client has under way, and what else no option says of it.
+SESSION_SLOTS, SESSION_SLOTS_FILE = "48", "nfs/parameters/max_session_slots"
+CLIENT_SETTINGS = (
+    SESSION_SLOTS_FILE,
+    "sunrpc/parameters/tcp_slot_table_entries",
+    "sunrpc/parameters/tcp_max_slot_table_entries",
+    "nfs/parameters/delay_retrans",
+    "nfs/parameters/recover_lost_locks",
+)
 ODD = "two words ünï-数据"
 # Volumes of servers that are found otherwise than by an IPv4 address, and one of another export.
 PLACES = ("named", "six", "squashed")
@@ -119,9 +129,22 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
         waiting.ready(space, "plain")
         # One superblock serves all mounts of a source with the same options.
         space.node.exec(["sh", "-c", f"echo {READ_AHEAD_KIB} >{read_ahead_file(space)}"])
-        space.apply(direct_pod(), simple_pod("shared"))
-        waiting.ready(space, "direct", "shared", "plain", timeout_s=2 * waiting.START_S)
-        yield space
+        with session_slots(space):
+            space.apply(direct_pod(), simple_pod("shared"))
+            waiting.ready(space, "direct", "shared", "plain", timeout_s=2 * waiting.START_S)
+            yield space
+
+
+@contextlib.contextmanager
+def session_slots(space: pods.Space) -> Iterator[None]:
+    """The node's NFS client has another number of session slots than by itself."""
+    path = f"/sys/module/{SESSION_SLOTS_FILE}"
+    before = space.node.exec(["cat", path]).stdout.strip()
+    space.node.exec(["sh", "-c", f"echo {SESSION_SLOTS} >{path}"])
+    try:
+        yield
+    finally:
+        space.node.exec(["sh", "-c", f"echo {before} >{path}"])
 
 
 def read_ahead_file(space: pods.Space) -> str:
@@ -198,6 +221,14 @@ def test_read_ahead_is_the_nodes(space: pods.Space) -> None:
     files = " ".join(f"/sys/class/bdi/{mount.device}/read_ahead_kb" for mount in mounts)
     found = space.say("direct", f"cat {files}", container="one").split()
     assert found == [str(READ_AHEAD_KIB), "128"]  # the kernel's own is 128
+
+
+def test_the_nfs_client_is_set_as_the_nodes(space: pods.Space) -> None:
+    read = f"cd /sys/module && cat {' '.join(CLIENT_SETTINGS)}"
+    in_guest = space.say("direct", read, container="one").split()
+    assert in_guest == space.say("plain", read).split()
+    # The CSI driver raises the second, and no kernel has it by itself.
+    assert in_guest[:2] == [SESSION_SLOTS, "128"]
 
 
 def test_version_4_is_mounted_in_the_guest(space: pods.Space) -> None:

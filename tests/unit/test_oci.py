@@ -160,7 +160,7 @@ def test_the_original_is_not_changed() -> None:
     [
         ({"net.ipv4.conf.eth0.arp_ignore": "1"}, "before it has that interface"),
         ({"net/ipv6/neigh/eth0/gc_stale_time": "1"}, "before it has that interface"),
-        ({f"net.core.x{number:03}": "1" * 256 for number in range(6)}, "more than 1536 bytes"),
+        ({f"net.core.x{number:03}": "1" * 256 for number in range(5)}, "more than 1280 bytes"),
     ],
 )
 def test_sysctls_that_would_do_nothing_are_refused(sysctls: dict[str, str], reason: str) -> None:

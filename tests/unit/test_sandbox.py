@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kangaroo.errors import DeadlineExceeded, Unavailable
-from kangaroo.runtime import node_sysctls, sandbox
+from kangaroo.runtime import node_settings, sandbox
 from kangaroo.runtime.agent_client import VolumeFlush
 from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.pod_events import Reason
@@ -163,7 +163,7 @@ def test_a_pods_own_sysctls_win_over_the_nodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel obeys the later of two."""
-    monkeypatch.setattr(node_sysctls, "kernel_parameters", lambda: ("sysctl.vm.max_map_count=1",))
+    monkeypatch.setattr(node_settings, "kernel_parameters", lambda: ("sysctl.vm.max_map_count=1",))
     for name in ("vmlinuz", "initrd.img", "rootfs.erofs"):
         (tmp_path / name).touch()
     config = RuntimeConfig(guest_image=tmp_path, accelerator=Accelerator.TCG, user="root")

@@ -24,7 +24,7 @@ _SYSCTL_NAME = re.compile(r"[a-z0-9_]+([./-][a-z0-9_]+)+")
 _SYSCTL_INTERFACE = re.compile(r"net[./]ipv[46][./](?:conf|neigh)[./]([^./]+)")
 _EVERY_INTERFACE = {"all", "default", "lo"}
 # Of the 2048 bytes of command line that x86 has, the rest is ours.
-_SYSCTLS_BYTES = 1536
+_SYSCTLS_BYTES = 1280
 _SYSCTL_VALUE = re.compile(r"[A-Za-z0-9_.,:/ \t-]{1,256}")
 
 # The pod shares these with the guest, which is the pod's own; a network or IPC namespace per

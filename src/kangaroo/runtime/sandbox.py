@@ -29,7 +29,7 @@ from kangaroo.nas import client_identity
 from kangaroo.nas import passthrough as nas_passthrough
 from kangaroo.nas.passthrough import PassthroughPolicy
 from kangaroo.net.plan import GuestNetwork
-from kangaroo.runtime import admission, guest_clock, node_sysctls, oci, port_forward
+from kangaroo.runtime import admission, guest_clock, node_settings, oci, port_forward
 from kangaroo.runtime.agent_client import AgentClient
 from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.host_side import HostSide, Placement
@@ -289,7 +289,7 @@ def _plan(
         # Of two that set the same, the kernel obeys the later.
         kernel_parameters=(
             identity,
-            *node_sysctls.kernel_parameters(),
+            *node_settings.kernel_parameters(),
             *oci.kernel_parameters(spec),
         ),
     )
