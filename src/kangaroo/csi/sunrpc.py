@@ -1,8 +1,9 @@
-"""How many requests the node's NFS client has under way on a TCP connection.
+"""How many requests the node's NFS client keeps room for on a TCP connection.
 
-A connection is made with `tcp_slot_table_entries` slots and gets more only as replies come back, so
-the kernel's 2 hold a burst up. What is set counts for connections that are made after it
-(net/sunrpc/xprtsock.c).
+A connection is made with `tcp_slot_table_entries` slots. What goes beyond allocates a slot for each
+request and frees it after the reply, up to `tcp_max_slot_table_entries`, and may have to wait where
+memory is short (net/sunrpc/xprt.c, xprt_alloc_slot). What is set counts for connections that are
+made after it (net/sunrpc/xprtsock.c).
 """
 
 from __future__ import annotations
