@@ -132,10 +132,7 @@ FILES = {
     "etc/hostname": "localhost\n",
     "etc/machine-id": "",  # the node makes its own at boot
     "etc/modules-load.d/kangaroo.conf": "\n".join(MODULES) + "\n",
-    "etc/modprobe.d/kangaroo.conf": (
-        "options sunrpc tcp_slot_table_entries=128\n"
-        + "".join(f"blacklist {name}\n" for name in UNUSED_MODULES)
-    ),
+    "etc/modprobe.d/kangaroo.conf": "".join(f"blacklist {name}\n" for name in UNUSED_MODULES),
     "etc/sysctl.d/90-kangaroo.conf": (
         "net.ipv4.ip_forward = 1\n"
         "net.bridge.bridge-nf-call-iptables = 1\n"

@@ -23,11 +23,6 @@ from kangaroo.net.plan import plan
 from kangaroo.runtime.sandbox import _network_message
 from kangaroo.wire.agent_protocol import Method, encode
 
-pytestmark = [
-    pytest.mark.host,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-]
-
 POD, PEER, GUEST = (f"kgt-{name}-{os.getpid()}" for name in ("pod", "peer", "guest"))
 MAC = "02:00:00:00:00:05"
 _VNET_HEADER = 10  # struct virtio_net_hdr

@@ -18,11 +18,6 @@ from kangaroo.linux.mount import MountFlag, UmountFlag
 from kangaroo.runtime import shared_dir, virtiofsd
 from kangaroo.runtime.shared_dir import RootfsMount, SharedDirectory
 
-pytestmark = [
-    pytest.mark.host,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-]
-
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Iterator[SharedDirectory]:

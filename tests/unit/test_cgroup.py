@@ -10,8 +10,6 @@ from kangaroo.linux import cgroup
 from kangaroo.linux.cgroup import Scope, memory_bounded, parse
 from kangaroo.vmm.confinement import Confinement, NewScope
 
-pytestmark = pytest.mark.unit
-
 
 def test_a_path_is_below_the_root() -> None:
     assert parse("/kubepods/burstable/podU/abc") == Path(

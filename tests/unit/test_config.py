@@ -12,8 +12,6 @@ from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.sizing import MachineSize, machine_size
 from kangaroo.vmm.spec import Accelerator
 
-pytestmark = pytest.mark.unit
-
 
 def test_no_file_means_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = tmp_path / "absent.toml"

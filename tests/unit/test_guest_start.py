@@ -12,8 +12,6 @@ import pytest
 
 from kangaroo.agent.start import Bundle
 
-pytestmark = pytest.mark.unit
-
 SOURCES = {
     "bundled": "from bundled.part import VALUE\n",
     "bundled.part": "VALUE = 7\n",

@@ -14,8 +14,6 @@ from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.host_side import HostSide, Placement
 from kangaroo.runtime.sizing import MachineSize
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.fixture
 def host(tmp_path: Path) -> HostSide:

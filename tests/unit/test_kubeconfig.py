@@ -14,8 +14,6 @@ from kangaroo.errors import InvalidRequest
 from kangaroo.runtime import kubeconfig
 from kangaroo.runtime.kubeconfig import ApiAccess
 
-pytestmark = pytest.mark.unit
-
 # As kubeadm writes /etc/kubernetes/kubelet.conf.
 KUBEADM = f"""
 apiVersion: v1

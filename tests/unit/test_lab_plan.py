@@ -25,8 +25,6 @@ from kangaroo_lab.pki import kubeconfig
 from kangaroo_lab.ssh import Keys
 from kangaroo_lab.state import Shape, Store
 
-pytestmark = pytest.mark.unit
-
 
 def a_node(directory: Path, index: int = 1) -> Node:
     keys = Keys(directory / "pki", "kangaroo-lab")

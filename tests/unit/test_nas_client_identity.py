@@ -6,8 +6,6 @@ import pytest
 
 from kangaroo.nas.client_identity import kernel_parameter
 
-pytestmark = pytest.mark.unit
-
 SANDBOX = "7b47fb7c5464e030f5456a54389a77e44c078fecf3aad9f05391a10074640380"
 
 

@@ -21,8 +21,6 @@ from kangaroo.net.plan import (
     plan,
 )
 
-pytestmark = pytest.mark.unit
-
 LOOPBACK = Link(1, "lo", "00:00:00:00:00:00", 65536, None, loopback=True)
 VETH = Link(2, "eth0", "0a:58:0a:f4:01:02", 1450, "veth")
 INET, INET6 = int(socket.AF_INET), int(socket.AF_INET6)

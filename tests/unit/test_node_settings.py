@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from kangaroo.runtime import node_settings, oci
 from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.host_side import HostSide, Placement
 from kangaroo.runtime.sizing import MachineSize
-
-pytestmark = pytest.mark.unit
 
 COMMAND_LINE_BYTES = 2047  # COMMAND_LINE_SIZE of x86, with a NUL
 

@@ -11,8 +11,6 @@ from kangaroo.errors import InvalidRequest, Unsupported
 from kangaroo.runtime import admission, oci
 from kangaroo.runtime.oci import Bind, NasBind, Placement, SharedBind
 
-pytestmark = pytest.mark.unit
-
 SANDBOX = "5a4d"
 SHM = f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{SANDBOX}/shm"
 

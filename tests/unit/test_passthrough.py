@@ -18,8 +18,6 @@ from kangaroo.runtime.passthrough import Passthrough, PodVolumes
 from kangaroo.runtime.pod_events import Reason
 from kangaroo.runtime.state import PlaceholderState, SandboxState, VolumeState
 
-pytestmark = pytest.mark.unit
-
 POD = "/var/lib/kubelet/pods/u1"
 VOLUME = f"{POD}/volumes/kubernetes.io~csi/pv/mount"
 SUBPATH = f"{POD}/volume-subpaths/pv/web/1"

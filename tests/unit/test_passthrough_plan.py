@@ -9,8 +9,6 @@ from kangaroo.linux.mountinfo import MountEntry, parse
 from kangaroo.runtime.oci import Bind
 from kangaroo.runtime.takeover_plan import NotNas, OnNode, OnPlaceholder, Origin, PodMounts
 
-pytestmark = pytest.mark.unit
-
 POD = "/var/lib/kubelet/pods/u1"
 NAS = f"{POD}/volumes/kubernetes.io~csi/pv-nas/mount"
 NAS_SUB = f"{POD}/volumes/kubernetes.io~csi/pv-sub/mount"

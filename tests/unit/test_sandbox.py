@@ -19,8 +19,6 @@ from kangaroo.runtime.sandbox import Sandbox
 from kangaroo.runtime.state import SandboxState, VolumeState
 from kangaroo.vmm.spec import Accelerator
 
-pytestmark = pytest.mark.unit
-
 VOLUME = VolumeState("nas-1", "nas:/csi", "nfs4", (), (), None)
 NAMESPACES = [{"type": kind, "path": f"/proc/1/ns/{kind}"} for kind in ("network", "ipc", "pid")]
 

@@ -15,8 +15,6 @@ from kangaroo.errors import FailedPrecondition, NotFound
 from kangaroo.runtime import state
 from kangaroo.runtime.state import PlaceholderState, ProcessIdentity, SandboxState, VolumeState
 
-pytestmark = pytest.mark.unit
-
 VOLUME = VolumeState("nas-1", "10.0.0.1:/csi", "nfs", ("rw",), ("rw", "vers=3", "addr=10.0.0.1"))
 STATE = SandboxState(
     sandbox_id="abc",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import pytest
-
 from kangaroo.vmm.confinement import Confinement, Credentials
 from kangaroo.vmm.spec import (
     Accelerator,
@@ -16,8 +14,6 @@ from kangaroo.vmm.spec import (
     VsockDevice,
     argv,
 )
-
-pytestmark = pytest.mark.unit
 
 SPEC = MachineSpec(
     name="kangaroo-0123",

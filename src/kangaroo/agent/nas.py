@@ -101,8 +101,8 @@ class Volumes:
         """Mount, or return the mount that a repeated call finds. Without `read_ahead_kib` files are
         read ahead as the kernel does by default.
 
-        Raises MountFailed, DeadlineExceeded when the kernel does not come back, AlreadyExists when
-        the volume id stands for another mount.
+        Raises MountFailed (ETIMEDOUT when the kernel does not come back), InvalidRequest for an
+        unknown flag, AlreadyExists when the volume id stands for another mount.
         """
         request = (source, fstype, tuple(flags), options)
         while volume_id in self._mounting:

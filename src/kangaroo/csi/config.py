@@ -30,7 +30,7 @@ _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """See docs/volumes.md. Kubelet gives a call two minutes; its timeouts stay below that."""
+    """See docs/operations.md. Kubelet gives a call two minutes; its timeouts stay below that."""
 
     driver_name: str = DEFAULT_DRIVER_NAME
     node_id: str = ""  # the host name when empty

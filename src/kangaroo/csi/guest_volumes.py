@@ -33,8 +33,8 @@ async def statistics(
 ) -> tuple[int, int, int, int, int]:
     """Total, free for root and available bytes, total and free inodes, as the guest sees them.
 
-    Raises Unusable when the guest cannot get them from its server, Unavailable when no sandbox has
-    the volume or the guest cannot be asked.
+    Raises Unusable when the guest cannot get them from its server, NotFound when the guest does not
+    have the volume, Unavailable when no sandbox has it or the guest cannot be asked.
     """
     socket = _socket_of(sandboxes, target)
     if socket is None:

@@ -1,4 +1,4 @@
-"""What is done on a share for the Controller service, in a process of its own.
+"""What is done on a share, in a process of its own.
 
 The process mounts the share in a mount namespace that nobody else is in: when it ends, by whatever
 end, the mount is gone. It is told one operation as JSON on standard input and answers as JSON on

@@ -96,7 +96,9 @@ def bootstrap(
     "minbase" installs. `hooks` and `aptopts` are passed as `--customize-hook` and `--aptopt`.
     With `security` packages come from the security archive, too, where the machine knows one, and
     a warning is logged where it does not.
-    `environment` is added to the child's. Raises CommandFailed, DeadlineExceeded.
+    `environment` is added to the child's.
+
+    Raises FailedPrecondition (no mmdebstrap, no archive), CommandFailed, DeadlineExceeded.
     """
     if shutil.which("mmdebstrap") is None:
         raise FailedPrecondition("mmdebstrap is not installed", hint="apt-get install mmdebstrap")

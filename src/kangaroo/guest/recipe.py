@@ -42,15 +42,13 @@ LINKS = {
     "etc/mtab": "/proc/self/mounts",
 }
 
-DIRECTORIES = ("dev", "etc/modprobe.d", "proc", "run", "sys", "tmp", "usr/sbin", "usr/lib64")
+DIRECTORIES = ("dev", "etc", "proc", "run", "sys", "tmp", "usr/sbin", "usr/lib64")
 
 FILES = {
     "etc/hostname": "kangaroo\n",
     "etc/group": "root:x:0:\n",
     "etc/passwd": "root:x:0:0:root:/:/usr/bin/sh\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
-    # Requests in flight per server; read when the module is loaded, so before the first mount.
-    "etc/modprobe.d/kangaroo.conf": "options sunrpc tcp_slot_table_entries=128\n",
 }
 
 # Python packages and modules of the standard library that the agent can do without.
@@ -105,8 +103,6 @@ ON_DEMAND_MODULES = (
     "tcp_bbr",
     "unix_diag",
     "tcp_diag",
-    "virtio_balloon",
-    "virtio_pmem",
     "virtio_rng",
 )
 

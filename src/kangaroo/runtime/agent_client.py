@@ -96,8 +96,8 @@ class AgentClient:
         return _integer(await self._call(Method.READ_CLOCK), "time_ns")
 
     async def adjust_clock(self, *, offset_ns: int, interval_s: int) -> None:
-        """Put the guest's clock forward: at once when `interval_s` is 0, otherwise bit by bit, the
-        call being repeated at that interval.
+        """Put the guest's clock forward, or back when `offset_ns` is negative: at once when
+        `interval_s` is 0, otherwise bit by bit, the call being repeated at that interval.
         """
         await self._call(Method.ADJUST_CLOCK, offset_ns=offset_ns, interval_s=interval_s)
 

@@ -30,7 +30,7 @@ class RuntimeConfig:
     accelerator: Accelerator = Accelerator.KVM
     user: str = "kangaroo"  # QEMU runs as this user; a name or a number
 
-    memory_mib: int = 256  # for the guest's own needs, and the pods that set no limit
+    memory_mib: int = 256  # the guest's own, on top of the pod's
     unlimited_pod_memory_mib: int = 1024  # on top, for a pod without a memory limit
     max_memory_mib: int = 65536
     vcpus: int = 1  # for a pod without a CPU limit

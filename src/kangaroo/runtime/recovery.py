@@ -22,15 +22,12 @@ _LOG = logging.getLogger(__name__)
 _CGROUP_TIMEOUT_S = 2.0
 
 
-def cleanup(
-    state_dir: Path, *, flush_s: float = 3.0, events_kubeconfig: Path | None = None
-) -> None:
+def cleanup(state_dir: Path, *, flush_s: float, events_kubeconfig: Path | None = None) -> None:
     """End the sandbox's processes and take its mounts, control group and files away. Idempotent.
 
     A guest that lost its shim writes its NAS volumes back and powers off by itself; it gets
-    `flush_s` for that. containerd gives `delete` five seconds in all. What was not written back is
-    said in the log, and with `events_kubeconfig` on the pod. A directory that does not exist is
-    fine.
+    `flush_s` for that. What was not written back is said in the log, and with `events_kubeconfig`
+    on the pod. A directory that does not exist is fine.
     """
     if not state_dir.is_dir():
         return

@@ -33,7 +33,7 @@ class LaunchPaths:
 
 
 class Machine:
-    """One QEMU process under QMP. Made by `launch`; ended by the guest, `quit` or `kill`."""
+    """One QEMU process under QMP. Made by `launch`; ended by the guest or by `kill`."""
 
     def __init__(self, spec: MachineSpec, child: Child, qmp: QMPClient) -> None:
         self.spec = spec

@@ -72,7 +72,7 @@ class MachineSpec:
     starts QEMU.
 
     `memory_fd` is `machine.guest_memory()`; `virtiofs_fd` is connected to virtiofsd already;
-    `qmp_fd` listens; `console_fd` is open for appending.
+    `qmp_fd` listens; `console_fd` is the write end of a pipe (`console.Console`).
     """
 
     name: str
