@@ -100,15 +100,7 @@ class CommandFailed(KangarooError):
     `stderr` is all that it said where its streams are one. `output` is both, standard error first.
     """
 
-    def __init__(
-        self,
-        argv: tuple[str, ...],
-        status: int,
-        stderr: str,
-        stdout: str = "",
-        *,
-        hint: str | None = None,
-    ) -> None:
+    def __init__(self, argv: tuple[str, ...], status: int, stderr: str, stdout: str = "") -> None:
         how = f"exited with {status}" if status >= 0 else f"was killed by signal {-status}"
         self.argv = argv
         self.status = status
@@ -116,7 +108,7 @@ class CommandFailed(KangarooError):
         self.stdout = stdout
         self.output = stderr + stdout
         self._outcome = f"{argv[0]} {how}"
-        super().__init__(_told(self._outcome, self.output.strip()), hint=hint)
+        super().__init__(_told(self._outcome, self.output.strip()))
 
     @property
     def log(self) -> str:
@@ -126,7 +118,7 @@ class CommandFailed(KangarooError):
     @property
     def brief(self) -> str:
         """How it ended, and the last line of its errors."""
-        return self._with_hint(_told(self._outcome, self.log.rpartition("\n")[2].strip()))
+        return _told(self._outcome, self.log.rpartition("\n")[2].strip())
 
 
 def _told(outcome: str, text: str) -> str:

@@ -21,6 +21,7 @@ from kangaroo.guest import build as guest_build
 from kangaroo.guest import debian
 from kangaroo.linux.process import run_sync
 from kangaroo_lab import cache, gobuild, images, nodeimage, workload_image
+from kangaroo_lab.tree import CHECKOUT
 
 HOST_PACKAGES = (
     "busybox-static",
@@ -114,7 +115,9 @@ def node_root() -> Path:
 
 def node_python() -> Path:
     """The node's Python libraries, as a flat directory for its Python 3.13."""
-    lock = _checkout() / "requirements" / "node.txt"
+    lock = CHECKOUT / "requirements" / "node.txt"
+    if not lock.is_file():
+        raise FailedPrecondition("the lab runs from a checkout of the project")
 
     def build(output: Path) -> None:
         argv = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(output)]
@@ -276,11 +279,3 @@ def _applets() -> dict[str, str]:
     program = host_tools() / "usr/bin/busybox"
     names = run_sync([str(program), "--list"], timeout_s=60).split()
     return {f"bin/{name}": "busybox" for name in names if name != "busybox"}
-
-
-def _checkout() -> Path:
-    """The root of the source tree. Raises FailedPrecondition for an installed package."""
-    root = Path(kangaroo.__file__).resolve().parents[2]
-    if not (root / "requirements").is_dir():
-        raise FailedPrecondition("the lab runs from a checkout of the project")
-    return root

@@ -140,12 +140,12 @@ class Comparison:
         }
 
 
-def variants(runtime_class: str = "runv") -> dict[Way, Variant]:
+def variants() -> dict[Way, Variant]:
     """The three Deployments to compare, in terms of the example's."""
     return {
         Way.RUNC: Variant("compare-runc", None, False, IMAGE),
-        Way.VIRTIOFS: Variant("compare-virtiofs", runtime_class, False, IMAGE),
-        Way.PASSTHROUGH: Variant("compare-passthrough", runtime_class, True, IMAGE),
+        Way.VIRTIOFS: Variant("compare-virtiofs", "runv", False, IMAGE),
+        Way.PASSTHROUGH: Variant("compare-passthrough", "runv", True, IMAGE),
     }
 
 

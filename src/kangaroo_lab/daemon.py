@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 TERM_TIMEOUT_S = 20.0
 _KILL_TIMEOUT_S = 10.0
+_TAIL_LINES = 15
 # Fields of /proc/<pid>/stat after the command's closing parenthesis (proc_pid_stat(5)).
 _STAT_STATE, _STAT_SESSION, _STAT_STARTTIME = 0, 3, 19
 
@@ -102,10 +103,10 @@ def stop(daemon: Daemon, *, timeout_s: float = TERM_TIMEOUT_S) -> None:
         os.waitpid(daemon.pid, os.WNOHANG)
 
 
-def tail(log: Path, lines: int = 15) -> str:
+def tail(log: Path) -> str:
     """The end of a log; nothing of one that is not there."""
     with contextlib.suppress(OSError):
-        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
     return ""
 
 

@@ -19,7 +19,6 @@ def enclosed(
     *,
     binds: Mapping[Path, str] | None = None,
     read_only: Mapping[Path, str] | None = None,
-    directories: Sequence[str] = (),
 ) -> list[str]:
     """argv that runs `argv` with `root` as its /; `binds` maps the machine's paths to paths inside.
 
@@ -35,8 +34,7 @@ def enclosed(
     command += ["--dev-bind", "/dev", "/dev", "--proc", "/proc", "--ro-bind", "/sys", "/sys"]
     for directory in ("/run", "/tmp"):
         command += ["--tmpfs", directory]
-    for directory in ("/var", *directories):
-        command += ["--dir", directory]
+    command += ["--dir", "/var"]
     for source, target in (binds or {}).items():
         command += ["--bind", str(source), target]
     for source, target in read_only.items():

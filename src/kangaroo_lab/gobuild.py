@@ -12,12 +12,11 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from functools import cache as once
-from importlib import resources
 from pathlib import Path
 
 from kangaroo.guest import debian
 from kangaroo.linux.process import run_sync
-from kangaroo_lab import cache
+from kangaroo_lab import cache, data
 from kangaroo_lab.enclosure import enclosed
 
 OLDEST_GO = (1, 21)
@@ -29,11 +28,6 @@ _GO_PACKAGES = ("ca-certificates", "golang-go", "git")
 # time.
 _FLAGS = ("-mod=readonly", "-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false")
 _LINKER_FLAGS = ("-s", "-w")
-
-
-def module_dir(name: str) -> Path:
-    """The Go module `name` in this package's data."""
-    return Path(str(resources.files("kangaroo_lab"))) / "data" / name
 
 
 def build(
@@ -62,14 +56,14 @@ def fetched(module: str, dependency: str) -> Path:
 
 def recipe(module: str) -> str:
     """Hash of the data module's files and of how they are built."""
-    root = module_dir(module)
+    root = data.path(module)
     files = cache.digest_files(root, (path for path in root.rglob("*") if path.is_file()))
     return cache.digest(files, *_FLAGS, *_LINKER_FLAGS)
 
 
 def version(module: str, dependency: str) -> str:
     """The version of `dependency` that the data module's go.mod requires, such as v1.2.3."""
-    for line in (module_dir(module) / "go.mod").read_text().splitlines():
+    for line in (data.path(module) / "go.mod").read_text().splitlines():
         words = line.removeprefix("require").split()
         if words[:1] == [dependency]:
             return words[1]
@@ -102,7 +96,7 @@ def go_root() -> Path:
 
 
 def _run(module: str, arguments: list[str], output: Path) -> str:
-    source = module_dir(module)
+    source = data.path(module)
     argv = _go(arguments, output=output, source=source)
     environment = {
         **os.environ,

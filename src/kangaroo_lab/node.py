@@ -37,6 +37,7 @@ ExecStart=mount -o ro /dev/vdb /run/payload
 ExecStart=sh /run/payload/install.sh
 """
 _READY_TIMEOUT_S = 300
+_COPY_TIMEOUT_S = 300
 _TIMEOUT_S = 60
 
 
@@ -97,7 +98,7 @@ class Node:
         """argv that runs `remote` on the node."""
         return self.keys.command(self.address, *remote, terminal=terminal)
 
-    def copy_to(self, local: Path, remote: str, *, timeout_s: float = 300) -> None:
+    def copy_to(self, local: Path, remote: str) -> None:
         """Copy a file, or what a directory holds, to `remote` on the node; it replaces what is
         there and removes nothing. Raises CommandFailed, DeadlineExceeded, OSError; a directory may
         be there in part then.
@@ -106,11 +107,11 @@ class Node:
             pack = ["tar", "-C", str(local), "-cf", "-", "."]
             # Modes of directories that are there stay: a temporary directory's 0700 is not for `/`.
             unpack = f"tar -C '{remote}' --no-same-owner --no-overwrite-dir -xf -"
-            self._stream(pack, f"mkdir -p '{remote}' && {unpack}", timeout_s)
+            self._stream(pack, f"mkdir -p '{remote}' && {unpack}")
         else:
             with local.open("rb") as source:
                 put = f"cat >'{remote}.new' && mv '{remote}.new' '{remote}'"
-                self._feed(source, put, timeout_s)
+                self._feed(source, put)
 
     def boot(
         self, *, host_tools: Path, root: Path, memory_mib: int, accel: str
@@ -175,7 +176,7 @@ class Node:
             *("-qmp", f"unix:{self.directory}/qmp.sock,server=on,wait=off"),
         ]
 
-    def _stream(self, source: Sequence[str], remote: str, timeout_s: float) -> None:
+    def _stream(self, source: Sequence[str], remote: str) -> None:
         """Pipe what `source` writes into a shell command on the node."""
         with (
             tempfile.TemporaryFile() as errors,
@@ -183,7 +184,7 @@ class Node:
         ):
             assert producer.stdout is not None
             try:
-                self._feed(producer.stdout, remote, timeout_s)
+                self._feed(producer.stdout, remote)
                 producer.stdout.close()
                 status = producer.wait(_TIMEOUT_S)
             except subprocess.TimeoutExpired as error:
@@ -195,15 +196,15 @@ class Node:
                 errors.seek(0)
                 raise CommandFailed(tuple(source), status, errors.read().decode(errors="replace"))
 
-    def _feed(self, source: IO[bytes], remote: str, timeout_s: float) -> None:
+    def _feed(self, source: IO[bytes], remote: str) -> None:
         """Give an open file to a shell command on the node."""
         sink = self.ssh("sh", "-c", remote)
         try:
             done = subprocess.run(
-                sink, stdin=source, capture_output=True, check=False, timeout=timeout_s
+                sink, stdin=source, capture_output=True, check=False, timeout=_COPY_TIMEOUT_S
             )
         except subprocess.TimeoutExpired as error:
-            raise DeadlineExceeded(f"{self.name}: copy not done in {timeout_s:g} s") from error
+            raise DeadlineExceeded(f"{self.name}: copy not done in {_COPY_TIMEOUT_S} s") from error
         if done.returncode != 0:
             raise CommandFailed(tuple(sink), done.returncode, done.stderr.decode(errors="replace"))
 

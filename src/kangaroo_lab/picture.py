@@ -17,15 +17,15 @@ _BARS = ((Way.PASSTHROUGH, "#0072B2", ""), (Way.RUNC, "#E69F00", "//"))
 _HEIGHT = 0.36
 
 
-def draw(comparison: Comparison, directory: Path, *, name: str = "comparison") -> tuple[Path, Path]:
-    """Write `<name>.svg` and `<name>.png` into the directory; their paths."""
+def draw(comparison: Comparison, directory: Path) -> tuple[Path, Path]:
+    """Write `comparison.svg` and `comparison.png` into the directory; their paths."""
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     axes = figure.add_subplot()
     _bars(comparison, axes)
     axes.set_title("How many times as fast as a sandbox over virtio-fs", loc="left", weight="bold")
     figure.text(0.01, -0.02, "\n".join(notes(comparison)), fontsize=8, va="top", wrap=True)
     directory.mkdir(parents=True, exist_ok=True)
-    svg, png = directory / f"{name}.svg", directory / f"{name}.png"
+    svg, png = directory / "comparison.svg", directory / "comparison.png"
     # The same figures give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "kangaroo", "svg.fonttype": "none"}):
         figure.savefig(svg, metadata={"Date": None}, bbox_inches="tight")

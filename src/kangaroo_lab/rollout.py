@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 # An emulated node starts a sandbox in tens of seconds; two at a time on one vCPU take longer.
 ROLLOUT_TIMEOUT_S = 900.0
 REMOVAL_TIMEOUT_S = 420.0
-
-Say = Callable[[str], None]
 
 
 class RolloutFailed(DeadlineExceeded):
@@ -102,7 +99,7 @@ def delete(lab: Lab, *deployments: str) -> None:
     )
 
 
-def await_gone(lab: Lab, app: str, *, timeout_s: float = REMOVAL_TIMEOUT_S) -> None:
+def await_gone(lab: Lab, app: str) -> None:
     """Watch until no pod with this label is left. Raises KangarooError when some stay."""
     if not _names(lab, app):
         return
@@ -112,8 +109,8 @@ def await_gone(lab: Lab, app: str, *, timeout_s: float = REMOVAL_TIMEOUT_S) -> N
         "pod",
         "-l",
         f"app={app}",
-        f"--timeout={int(timeout_s)}s",
-        timeout_s=timeout_s + 30,
+        f"--timeout={int(REMOVAL_TIMEOUT_S)}s",
+        timeout_s=REMOVAL_TIMEOUT_S + 30,
         check=False,
     )
     left = _names(lab, app)

@@ -30,9 +30,11 @@ def shared(tmp_path: Path) -> Iterator[SharedDirectory]:
     assert not directory.root.exists()
 
 
-def bind(shared: SharedDirectory, number: int, source: Path, *, read_only: bool = False) -> Path:
-    asyncio.run(shared.bind("c1", number, str(source), read_only=read_only, timeout_s=10))
-    return shared.root / "c1" / "mounts" / str(number)
+def bind(
+    shared: SharedDirectory, source: Path, *, container: str = "c1", read_only: bool = False
+) -> Path:
+    made = asyncio.run(shared.bind(container, str(source), read_only=read_only, timeout_s=10))
+    return shared.root / "volumes" / str(made.number)
 
 
 def volume(tmp_path: Path) -> Path:
@@ -44,18 +46,92 @@ def volume(tmp_path: Path) -> Path:
 
 def test_directories_and_files_are_bound(shared: SharedDirectory, tmp_path: Path) -> None:
     source = volume(tmp_path)
-    assert (bind(shared, 0, source) / "data").read_text() == "kept"
-    assert bind(shared, 1, source / "data").read_text() == "kept"
+    assert (bind(shared, source) / "data").read_text() == "kept"
+    assert bind(shared, source / "data").read_text() == "kept"
 
 
 def test_removal_leaves_the_sources_alone(shared: SharedDirectory, tmp_path: Path) -> None:
     source = volume(tmp_path)
-    bind(shared, 0, source)
-    bind(shared, 1, source / "data")
-    shared.remove("c1")
-    shared.remove("c1")
+    bind(shared, source)
+    bind(shared, source / "data")
+    for _ in range(2):
+        asyncio.run(shared.remove("c1"))
     assert (source / "data").read_text() == "kept"
-    assert list(shared.root.iterdir()) == []
+    assert [path.name for path in shared.root.rglob("*")] == ["volumes"]
+
+
+def test_containers_share_one_bind_of_a_volume(shared: SharedDirectory, tmp_path: Path) -> None:
+    """As long as one of them is there. Afterwards it is another, for guests remember paths."""
+    source = volume(tmp_path)
+    first = bind(shared, source, container="c1")
+    assert bind(shared, source, container="c2") == first
+    assert bind(shared, source, container="c1") == first
+    asyncio.run(shared.remove("c1"))
+    assert (first / "data").exists()
+    asyncio.run(shared.remove("c2"))
+    assert not first.exists()
+    assert bind(shared, source, container="c3") != first
+
+
+def test_what_is_another_thing_by_now_is_bound_anew(
+    shared: SharedDirectory, tmp_path: Path
+) -> None:
+    source = volume(tmp_path) / "data"
+    old = bind(shared, source, container="c1")
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "new").replace(source)
+    assert bind(shared, source, container="c2").read_text() == "new"
+    assert old.read_text() == "kept"
+
+
+def test_whose_bind_is_read_only_has_one_of_its_own(
+    shared: SharedDirectory, tmp_path: Path
+) -> None:
+    source = volume(tmp_path)
+    assert bind(shared, source) != bind(shared, source, read_only=True)
+
+
+def test_an_empty_dir_is_one_for_who_reads_and_who_writes(
+    shared: SharedDirectory, tmp_path: Path
+) -> None:
+    """Its reader may have to connect to the writer's socket."""
+    source = tmp_path / "kubernetes.io~empty-dir" / "sockets"
+    source.mkdir(parents=True)
+    reads = bind(shared, source, container="c1", read_only=True)
+    assert bind(shared, source, container="c2") == reads
+    (reads / "written").touch()
+
+
+def test_sub_paths_of_several_containers_are_one_where_they_are_one_directory(
+    shared: SharedDirectory, tmp_path: Path
+) -> None:
+    """kubelet makes a bind of it for each."""
+    source = volume(tmp_path)
+    binds = [tmp_path / "volume-subpaths" / "disk" / name / "0" for name in ("one", "two")]
+    for path in binds:
+        path.mkdir(parents=True)
+        mount.bind(source, path)
+    try:
+        assert len({bind(shared, path, container=path.parent.name) for path in binds}) == 1
+    finally:
+        for path in binds:
+            mount.umount(path, UmountFlag.DETACH)
+
+
+def test_a_bind_that_fails_leaves_nothing(shared: SharedDirectory, tmp_path: Path) -> None:
+    source = volume(tmp_path)
+    above = tmp_path / "above"
+    above.mkdir()
+    mount.bind(above, above)
+    (above / "below").mkdir()
+    mount.make_unbindable(above)
+    try:
+        with pytest.raises(MountFailed):
+            bind(shared, above / "below")
+    finally:
+        mount.umount(above, UmountFlag.DETACH)
+    bind(shared, source)
+    assert [path.name for path in (shared.root / "volumes").iterdir()] == ["1"]
 
 
 def in_a_slave_namespace(script: str, path: Path) -> subprocess.Popen[str]:
@@ -83,8 +159,8 @@ def test_a_later_mount_below_a_volume_is_seen_also_from_a_slave_namespace(
     mount.bind(source, source)
     mount.make_shared(source)
     try:
-        watcher = in_a_slave_namespace("ls $0", shared.root / "c1" / "mounts" / "0" / "late")
-        target = bind(shared, 0, source)
+        watcher = in_a_slave_namespace("ls $0", shared.root / "volumes" / "0" / "late")
+        target = bind(shared, source)
         mount.mount("late", source / "late", "tmpfs")
         (source / "late" / "seen").touch()
         assert (target / "late" / "seen").exists()
@@ -101,15 +177,16 @@ def test_a_read_only_volume_is_so_for_virtiofsd(
     source = volume(tmp_path)
     if remote:  # as on a server that may be dead: by a child
         monkeypatch.setattr(shared_dir, "_LOCAL_FSTYPES", set())
-    where = shared.root / "c1" / "mounts" / "0"
+    where = shared.root / "volumes" / "0"
     watcher = in_a_slave_namespace("cat $0/data; touch $0/new", where)
-    assert bind(shared, 0, source, read_only=True) == where
+    assert bind(shared, source, read_only=True) == where
     heard, _ = watcher.communicate("go\n", timeout=20)
     assert heard.startswith("kept")
     assert "Read-only file system" in heard
     (source / "new").touch()
-    assert (bind(shared, 1, source) / "new").exists()
-    (shared.root / "c1" / "mounts" / "1" / "newer").touch()
+    writable = bind(shared, source)
+    assert (writable / "new").exists()
+    (writable / "newer").touch()
 
 
 def test_what_programs_may_do_with_files_is_said(shared: SharedDirectory, tmp_path: Path) -> None:
@@ -120,13 +197,13 @@ def test_what_programs_may_do_with_files_is_said(shared: SharedDirectory, tmp_pa
     mount.mount("hardened", source, "tmpfs", flags)
     (source / "below").mkdir()
 
-    async def said(number: int, path: Path) -> tuple[str, ...]:
-        return await shared.bind("c1", number, str(path), read_only=True, timeout_s=10)
+    async def said(path: Path) -> tuple[str, ...]:
+        return (await shared.bind("c1", str(path), read_only=True, timeout_s=10)).flags
 
     try:
-        assert asyncio.run(said(0, source / "below")) == ("nosuid", "nodev", "noexec")
+        assert asyncio.run(said(source / "below")) == ("nosuid", "nodev", "noexec")
         mount.mount("plain", source, "tmpfs")
-        assert asyncio.run(said(1, source)) == ()
+        assert asyncio.run(said(source)) == ()
     finally:
         mount.umount(source, UmountFlag.DETACH)
         mount.umount(source, UmountFlag.DETACH)
@@ -142,8 +219,8 @@ def test_a_guest_can_change_no_part_of_the_tree_itself(
         "#!/bin/sh\n"
         'for each in "$@"; do case $each in --shared-dir=*) cd "${each#*=}";; esac; done\n'
         "echo started; read go\n"
-        "for place in . c1 c1/mounts; do ln -s /etc $place/link; touch $place/file; done\n"
-        "touch c1/mounts/0/written\n"
+        "for place in . c1 volumes; do ln -s /etc $place/link; touch $place/file; done\n"
+        "touch volumes/0/written\n"
     )
     server.chmod(0o755)
     (shared.root / "c1").mkdir()
@@ -157,7 +234,7 @@ def test_a_guest_can_change_no_part_of_the_tree_itself(
     assert guest.stdout is not None
     assert guest.stdout.readline() == "started\n"
     source = volume(tmp_path)
-    bind(shared, 0, source)
+    bind(shared, source)
     _, refused = guest.communicate("go\n", timeout=20)
     assert refused.count("Read-only file system") == 6, refused
     assert (source / "written").exists()
@@ -229,7 +306,7 @@ def test_a_root_mount_cannot_leave_the_root(shared: SharedDirectory) -> None:
 
 def test_a_missing_source_is_named(shared: SharedDirectory, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="absent does not exist"):
-        bind(shared, 0, tmp_path / "absent")
+        bind(shared, tmp_path / "absent")
 
 
 def test_a_daemon_that_does_not_answer_stops_nobody(
@@ -240,9 +317,7 @@ def test_a_daemon_that_does_not_answer_stops_nobody(
     source.mkdir()
 
     async def binding() -> int:
-        attempt = asyncio.create_task(
-            shared.bind("c1", 0, str(source), read_only=False, timeout_s=1)
-        )
+        attempt = asyncio.create_task(shared.bind("c1", str(source), read_only=False, timeout_s=1))
         turns = 0
         while not attempt.done():
             await asyncio.sleep(0.05)
@@ -281,7 +356,7 @@ def test_what_is_above_all_trees_can_be_bound_into_each(tmp_path: Path) -> None:
         for tree in trees:
             tree.root.parent.mkdir()
             tree.prepare()
-            assert (bind(tree, 0, run) / "sandbox0").is_dir()
+            assert (bind(tree, run) / "sandbox0").is_dir()
             grown.append(mounts())
         steps = [later - before for before, later in itertools.pairwise(grown)]
         assert max(steps) - min(steps) <= len(trees), steps
@@ -297,13 +372,13 @@ def test_a_socket_is_refused(shared: SharedDirectory, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         with pytest.raises(Unsupported, match="socket"):
-            bind(shared, 0, tmp_path / "s")
+            bind(shared, tmp_path / "s")
 
 
 def test_what_is_not_ours_is_never_deleted(shared: SharedDirectory) -> None:
     stray = shared.root / "c1" / "rootfs"
     stray.mkdir(parents=True)
     (stray / "precious").write_text("kept")
-    shared.remove("c1")
+    asyncio.run(shared.remove("c1"))
     assert (stray / "precious").read_text() == "kept"
     (stray / "precious").unlink()

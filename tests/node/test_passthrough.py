@@ -389,6 +389,20 @@ def test_a_write_outlasts_a_nas_that_is_away(space: pods.Space, directory: Path)
     assert shown == sums == sums[:1] * 2
 
 
+def test_a_nas_that_is_away_holds_up_only_who_waits_for_it(space: pods.Space) -> None:
+    """By virtio-fs, where one process on the node serves all files of the pod."""
+    nas = space.lab.nas
+    waits = "until [ $(cat /proc/$!/wchan) = request_wait_answer ]; do sleep 0.1; done"
+    stuck = f"for n in 1 2 3 4; do stat /data/absent-$n & {waits}; done; echo wait; wait"
+    nas.fail(nas.address, Failure.DROPPED)
+    try:
+        with child.started(space.argv("exec", "shared", "--", "sh", "-c", stuck)) as four:
+            assert next(four.lines(timeout_s=waiting.EVENT_S)) == "wait"
+            space.run("shared", "timeout 60 sh -c 'ls -lR /etc; cat /etc/hostname' > /dev/null")
+    finally:
+        nas.unblock()
+
+
 def test_restarted_container_has_its_volume_after_a_restart_of_all_services(
     space: pods.Space,
 ) -> None:

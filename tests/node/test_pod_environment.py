@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.node import inside, pods, waiting
+from tests.node import child, inside, pods, waiting
 from tests.node.pods import IDLE, container, pod
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ def surrounded_pod() -> pods.Document:
         container("root", f"httpd -p 8080 -h /disk; {IDLE}", mounts=VOLUMES),
         container(
             "admin",
-            mounts={"/node": "node"},
+            mounts=[
+                {"name": "node", "mountPath": "/node"},
+                {"name": "disk", "mountPath": "/disk", "readOnly": True},
+            ],
             securityContext={"capabilities": {"add": ["NET_ADMIN"]}},
         ),
         metadata={"labels": {"colour": "red"}},
@@ -138,6 +141,27 @@ def test_empty_directories_are_shared_by_the_containers(space: pods.Space) -> No
     for directory in ("/disk", "/memory"):
         space.run("main", f"echo from-user > {directory}/file", container="user")
         assert space.say("main", f"cat {directory}/file", container="root") == "from-user"
+
+
+def test_what_containers_share_is_one_file_system(space: pods.Space) -> None:
+    """A pipe is its inode's, as sockets and locks are, also for who may only read; and again after
+    a restart of one of the two.
+    """
+
+    def piped(word: str) -> list[str]:
+        reader = space.argv("exec", "main", "--container", "admin", "--", "cat", "/disk/pipe")
+        with child.started(reader) as reading:
+            space.run("main", f"timeout 60 sh -c 'echo {word} > /disk/pipe'", container="root")
+            return list(reading.lines(timeout_s=waiting.EVENT_S))
+
+    space.run("main", "mkfifo /disk/pipe", container="root")
+    assert piped("first") == ["first"]
+    refused = space.run("main", "touch /disk/new", container="admin", check=False)
+    assert "Read-only file system" in refused.stderr
+    space.run("main", "kill 1", container="admin")
+    waiting.restarted(space, "main", "admin")
+    waiting.ready(space, "main")
+    assert piped("second") == ["second"]
 
 
 def test_user_group_and_fs_group(space: pods.Space) -> None:

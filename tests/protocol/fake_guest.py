@@ -38,7 +38,7 @@ class GuestProcess:
 
 class FakeAgent:
     """Answers the agent protocol. `ignored_signals` are recorded and do not end a process;
-    `behind_ns` is how far the guest's clock is behind.
+    `behind_ns` is how far the guest's clock is behind, `clock_held_up_s` how late it is told.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -49,6 +49,7 @@ class FakeAgent:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.ignored_signals: set[int] = set()
         self.behind_ns = 0
+        self.clock_held_up_s = 0.0
         self.failures: dict[str, Status] = {}
         self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._tasks = asyncio.TaskGroup()
@@ -98,7 +99,9 @@ class FakeAgent:
         if method is Method.NEXT_EVENT:
             return await self.events.get()
         if method is Method.READ_CLOCK:
-            return {"time_ns": time.time_ns() - self.behind_ns}
+            read = {"time_ns": time.time_ns() - self.behind_ns}
+            await asyncio.sleep(self.clock_held_up_s)
+            return read
         self._change(method, key, message)
         return ANSWERS.get(method, {})
 
@@ -287,7 +290,7 @@ class FakeSandbox:
 def booter(tasks: asyncio.TaskGroup, made: list[FakeSandbox], log: Log) -> Callable[..., Any]:
     """A `Boot` that makes fake sandboxes."""
 
-    async def boot(*, sandbox_id: str, bundle: Path, spec: Any) -> FakeSandbox:
+    async def boot(*, sandbox_id: str, spec: Any) -> FakeSandbox:
         near, far = socket.socketpair()
         guest = FakeAgent(far)
         tasks.create_task(_serve(guest, far))

@@ -46,10 +46,12 @@ async def kept(behind_ns: int, *failures: tuple[Method, Code]) -> AsyncIterator[
         far.close()
 
 
-async def until(guest: FakeAgent, count: int) -> list[dict[str, Any]]:
-    """The guest's clock was adjusted so often: how."""
+async def until(
+    guest: FakeAgent, count: int, method: Method = Method.ADJUST_CLOCK
+) -> list[dict[str, Any]]:
+    """The guest was asked so often to adjust its clock, or for `method`: how."""
     while True:
-        found = [message for method, message in guest.calls if method == Method.ADJUST_CLOCK]
+        found = [message for each, message in guest.calls if each == method]
         if len(found) >= count:
             return found
         await asyncio.sleep(0.01)
@@ -77,6 +79,20 @@ def test_clock_that_drifts_is_slewed_and_one_that_is_far_off_set(
             second = (await until(guest, 2))[1]
             assert abs(second["offset_ns"] - drift_ns) < NEAR_NS
             assert second["interval_s"] == interval_s
+
+    asyncio.run(scenario())
+
+
+def test_a_clock_that_is_told_late_stays_as_it_is() -> None:
+    """A pod at its processor limit is stopped for most of each period, while it answers, too."""
+
+    async def scenario() -> None:
+        async with kept(0) as guest:
+            await until(guest, 1)
+            guest.clock_held_up_s = 1.2
+            guest.calls.clear()
+            await until(guest, 4, Method.READ_CLOCK)
+            assert Method.ADJUST_CLOCK not in [method for method, _ in guest.calls]
 
     asyncio.run(scenario())
 

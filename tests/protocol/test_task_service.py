@@ -589,7 +589,7 @@ def test_a_boot_that_fails_says_why_and_may_be_repeated(tmp_path: Path) -> None:
         background = Background()
         attempts: list[str] = []
 
-        async def boot(*, sandbox_id: str, bundle: Path, spec: Any) -> Any:
+        async def boot(*, sandbox_id: str, spec: Any) -> Any:
             attempts.append(sandbox_id)
             raise Unavailable("the guest did not connect", hint="console: panic")
 
@@ -665,7 +665,7 @@ def test_a_boot_is_given_up_when_the_shim_ends(tmp_path: Path) -> None:
         background = Background()
         booting, released = asyncio.Event(), asyncio.Event()
 
-        async def boot(*, sandbox_id: str, bundle: Path, spec: Any) -> Any:
+        async def boot(*, sandbox_id: str, spec: Any) -> Any:
             booting.set()
             try:
                 await asyncio.Event().wait()

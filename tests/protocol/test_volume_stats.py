@@ -15,6 +15,7 @@ from tests.protocol.fake_guest import ANSWERS, PLACEHOLDER, FakeSandbox, Log, bo
 
 from kangaroo.csi import condition, guest_volumes, node, volume_stats
 from kangaroo.csi.condition import Unusable
+from kangaroo.csi.volume_stats import Figures
 from kangaroo.errors import KangarooError, NotFound, Unavailable
 from kangaroo.linux import mountinfo
 from kangaroo.runtime.background import Background
@@ -78,7 +79,8 @@ async def failure(sandboxes: Path, path: str = PLACEHOLDER, timeout_s: float = 5
 
 def test_figures_come_from_the_guest(tmp_path: Path) -> None:
     async def scenario(sandboxes: Path) -> None:
-        assert await guest_volumes.statistics(sandboxes, PLACEHOLDER, 5) == (500, 300, 200, 50, 40)
+        found = await guest_volumes.statistics(sandboxes, PLACEHOLDER, 5)
+        assert Figures(**found) == (500, 300, 200, 50, 40)
 
     play(tmp_path, scenario)
 
@@ -110,7 +112,7 @@ def test_what_csi_s_numbers_do_not_hold_is_the_most_that_they_do(
     async def scenario(sandboxes: Path) -> None:
         most = 2**63 - 1
         found = await guest_volumes.statistics(sandboxes, PLACEHOLDER, 5)
-        assert found == (most, 300, 200, 50, most)
+        assert Figures(**found) == (most, 300, 200, 50, most)
 
     play(tmp_path, scenario)
 
@@ -152,7 +154,7 @@ def test_damaged_states_and_dead_shims_of_others_do_no_harm(tmp_path: Path) -> N
         for name, text in (("a", "{"), ("b", "[]"), ("c", '{"placeholders": 3}')):
             (sandboxes / name).mkdir()
             (sandboxes / name / "state.json").write_text(text)
-        assert (await guest_volumes.statistics(sandboxes, PLACEHOLDER, 5))[0] == 500
+        assert (await guest_volumes.statistics(sandboxes, PLACEHOLDER, 5))["total_bytes"] == 500
         (sandboxes / "pod-1/shim.sock").unlink()
         error = await failure(sandboxes)
         assert isinstance(error, Unavailable)

@@ -113,7 +113,7 @@ def test_a_mount_that_came_too_late_is_gone_before_its_place_is_looked_at(
             raise Given
 
     volumes = Volumes(Loop(), Children())  # type: ignore[arg-type]
-    request = ("nas:/x", "nfs4", ("ro",), "vers=4.2")
+    request = nas.Request("nas:/x", "nfs4", ("ro",), "vers=4.2")
     with pytest.raises(Given):
         Loop().spawn(volumes._mount("nas-1", request, 1)).result()
     assert next(call for call in machine.done if call[1] == target) == ("umount", target)

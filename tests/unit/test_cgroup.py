@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kangaroo.linux import cgroup
-from kangaroo.linux.cgroup import Scope, memory_bounded, parse
+from kangaroo.linux.cgroup import Scope, memory_bounded, memory_limit, parse
 from kangaroo.vmm.confinement import Confinement, NewScope
 
 
@@ -69,8 +69,10 @@ def test_the_memory_of_a_pod_is_bounded_where_its_group_is(
     pod.mkdir(parents=True)
     name = "kubepods-pod1.slice:cri-containerd:abc"
     assert memory_bounded(name)  # nothing is known
-    for content, bounded in (("max\n", False), ("134217728\n", True)):
+    assert memory_limit(name) is None
+    for content, limit in (("max\n", None), ("134217728\n", 134217728)):
         (pod / "memory.max").write_text(content)
-        assert memory_bounded(name) is bounded
-        assert memory_bounded("/kubepods.slice/kubepods-pod1.slice/abc") is bounded
+        for either in (name, "/kubepods.slice/kubepods-pod1.slice/abc"):
+            assert memory_bounded(either) is (limit is not None)
+            assert memory_limit(either) == limit
     assert memory_bounded(None)

@@ -25,11 +25,12 @@ def test_values_get_their_types(tmp_path: Path) -> None:
     path = tmp_path / "runtime.toml"
     path.write_text(
         'guest_image = "/srv/guest"\naccelerator = "tcg"\nmemory_mib = 512\n'
-        "boot_timeout_s = 5\nguest_debug = true\n"
+        'boot_timeout_s = 5\nguest_debug = true\nlog_level = "debug"\n'
     )
     loaded = config.load(path)
     assert loaded.rootfs == Path("/srv/guest/rootfs.erofs")
     assert loaded.accelerator is Accelerator.TCG
+    assert loaded.log_level is config.LogLevel.DEBUG
     assert (loaded.memory_mib, loaded.boot_timeout_s, loaded.guest_debug) == (512, 5.0, True)
 
 
@@ -45,6 +46,8 @@ def test_values_get_their_types(tmp_path: Path) -> None:
         ("accelerator", "hvf"),
         ("guest_image", "guest"),
         ("guest_debug", 1),
+        ("log_level", "loud"),
+        ("log_level", 10),
         ("user", 3),
     ],
 )
@@ -78,17 +81,17 @@ def test_root_needs_no_credentials() -> None:
 @pytest.mark.parametrize(
     ("annotations", "size"),
     [
-        ({}, MachineSize(1280, 1)),
-        ({"memory": "0", "cpu-quota": "0", "cpu-period": "100000"}, MachineSize(1280, 1)),
-        ({"memory": str(512 << 20)}, MachineSize(768, 1)),
-        ({"memory": str((512 << 20) + 1)}, MachineSize(769, 1)),
-        ({"cpu-quota": "150000", "cpu-period": "100000"}, MachineSize(1280, 2)),
-        ({"cpu-quota": "-1", "cpu-period": "100000"}, MachineSize(1280, 1)),
-        ({"cpu-quota": "9900000", "cpu-period": "100000"}, MachineSize(1280, 16)),
-        ({"memory": str(1 << 50)}, MachineSize(65536, 1)),
-        ({"cpu-quota": "-1", "cpu-shares": "8192"}, MachineSize(1280, 8)),
-        ({"cpu-shares": "1025"}, MachineSize(1280, 2)),
-        ({"cpu-quota": "400000", "cpu-period": "100000", "cpu-shares": "2"}, MachineSize(1280, 4)),
+        ({}, MachineSize(1296, 1)),
+        ({"memory": "0", "cpu-quota": "0", "cpu-period": "100000"}, MachineSize(1296, 1)),
+        ({"memory": str(512 << 20)}, MachineSize(776, 1)),
+        ({"memory": str((512 << 20) + 1)}, MachineSize(778, 1)),
+        ({"memory": str(64 << 30)}, MachineSize(65536, 1, 1024 + 256)),
+        ({"cpu-quota": "150000", "cpu-period": "100000"}, MachineSize(1296, 2)),
+        ({"cpu-quota": "-1", "cpu-period": "100000"}, MachineSize(1296, 1)),
+        ({"cpu-quota": "9900000", "cpu-period": "100000"}, MachineSize(1296, 16)),
+        ({"cpu-quota": "-1", "cpu-shares": "8192"}, MachineSize(1296, 8)),
+        ({"cpu-shares": "1025"}, MachineSize(1296, 2)),
+        ({"cpu-quota": "400000", "cpu-period": "100000", "cpu-shares": "2"}, MachineSize(1296, 4)),
     ],
 )
 def test_machine_size(annotations: dict[str, str], size: MachineSize) -> None:
@@ -103,7 +106,25 @@ def test_a_container_without_a_limit_has_the_memory_of_a_pod_without_one() -> No
         limit = {"io.kubernetes.cri.sandbox-memory": str(limit_mib << 20)}
         return machine_size(limit, RuntimeConfig(), memory_bounded=False).memory_mib
 
-    assert (memory_mib(128), memory_mib(2048)) == (256 + 1024, 256 + 2048)
+    assert (memory_mib(128), memory_mib(2048)) == (256 + 16 + 1024, 256 + 32 + 2048)
+
+
+@pytest.mark.parametrize(
+    ("limit_mib", "overhead_mib", "memory_mib", "missing_mib"),
+    [
+        (1024, 384, 1296, 0),
+        (16384, 384, 16768 - 96 - 104, 256 + 256 - (384 - 96 - 104)),
+        (16384, 360 + 16 * 23, 16384 + 256 + 256, 0),  # as docs/operations.md has it
+        (64, 0, 256, 65),  # it could not boot with less
+    ],
+)
+def test_a_machine_fits_the_control_group_of_its_pod(
+    limit_mib: int, overhead_mib: int, memory_mib: int, missing_mib: int
+) -> None:
+    limit = {"io.kubernetes.cri.sandbox-memory": str(limit_mib << 20)}
+    group_bytes = (limit_mib + overhead_mib) << 20
+    size = machine_size(limit, RuntimeConfig(), memory_bounded=True, group_bytes=group_bytes)
+    assert (size.memory_mib, size.missing_mib) == (memory_mib, missing_mib)
 
 
 def test_a_size_that_is_no_number_is_named() -> None:

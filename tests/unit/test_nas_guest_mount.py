@@ -96,6 +96,7 @@ def test_what_is_not_the_node_s_own_is_kept(kept: str) -> None:
     [
         *("fsc", "seclabel", 'context="a:b:c0,c1"', "namlen=255", "clientaddr=192.0.2.7"),
         "fatal_neterrors=none",  # of Linux 6.15 and later, on every mount
+        "rdirplus=force",
     ],
 )
 def test_what_is_the_node_s_own_is_dropped(dropped: str) -> None:

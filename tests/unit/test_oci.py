@@ -9,7 +9,7 @@ import pytest
 
 from kangaroo.errors import InvalidRequest, Unsupported
 from kangaroo.runtime import admission, oci
-from kangaroo.runtime.oci import Bind, NasBind, Placement, SharedBind
+from kangaroo.runtime.oci import Bind, BindPlace, NasBind, SharedBind
 
 SANDBOX = "5a4d"
 SHM = f"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/{SANDBOX}/shm"
@@ -71,8 +71,8 @@ def changed(**linux: Any) -> dict[str, Any]:
 
 
 def guest(spec: dict[str, Any]) -> dict[str, Any]:
-    placements: dict[int, Placement] = {3: NasBind("nas-1", "sub", create=True), 4: SharedBind(4)}
-    return oci.guest_spec(spec, container_id="c1", sandbox_id=SANDBOX, placements=placements)
+    places: dict[int, BindPlace] = {3: NasBind("nas-1", "sub", create=True), 4: SharedBind(4)}
+    return oci.guest_spec(spec, container_id="c1", sandbox_id=SANDBOX, places=places)
 
 
 def test_binds_are_what_the_node_must_provide() -> None:
@@ -105,21 +105,21 @@ def test_the_guest_sees_its_own_paths() -> None:
     assert mounts[4] == {
         "destination": "/etc/hosts",
         "type": "bind",
-        "source": "/run/kangaroo/shared/c1/mounts/4",
+        "source": "/run/kangaroo/shared/volumes/4",
         "options": ["bind", "ro"],
     }
 
 
 def test_the_nodes_flags_are_added_to_those_of_a_bind() -> None:
-    placements: dict[int, Placement] = {3: SharedBind(3), 4: SharedBind(4, ("ro", "noexec"))}
-    mounts = oci.guest_spec(SPEC, container_id="c1", sandbox_id=SANDBOX, placements=placements)
+    places: dict[int, BindPlace] = {3: SharedBind(3), 4: SharedBind(4, ("ro", "noexec"))}
+    mounts = oci.guest_spec(SPEC, container_id="c1", sandbox_id=SANDBOX, places=places)
     assert mounts["mounts"][3]["options"] == ["rbind", "rw"]
     assert mounts["mounts"][4]["options"] == ["bind", "ro", "noexec"]
 
 
 def test_nas_binds_are_named_to_the_agent() -> None:
-    placements: dict[int, Placement] = {4: SharedBind(4), 3: NasBind("nas-1", "sub", create=True)}
-    assert oci.volumes(SPEC, placements) == [
+    places: dict[int, BindPlace] = {4: SharedBind(4), 3: NasBind("nas-1", "sub", create=True)}
+    assert oci.volumes(SPEC, places) == [
         {"destination": "/data", "volume_id": "nas-1", "subpath": "sub", "create": True}
     ]
 
@@ -133,7 +133,6 @@ def test_the_nodes_view_goes_and_the_isolation_stays() -> None:
         if key not in ("apparmorProfile", "selinuxLabel")
     }
     assert result["linux"] == {
-        "cgroupsPath": "/kangaroo/c1",
         "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "cgroup"}],
         "resources": {
             "devices": [{"allow": False, "access": "rwm"}],

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kangaroo.errors import DeadlineExceeded, Unavailable
-from kangaroo.runtime import node_settings, sandbox
+from kangaroo.runtime import node_settings, oci, sandbox
 from kangaroo.runtime.agent_client import VolumeFlush
 from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.pod_events import Reason
@@ -60,8 +60,8 @@ class World:
             state=SandboxState("s1", volumes=(VOLUME,)),
             shared=SimpleNamespace(
                 mount_rootfs=lambda *_: None,
-                bind=lambda *_, **__: self.asked("bind", self.flags)(),
-                remove=lambda _: self.done.append("remove"),
+                bind=lambda *_, **__: self.asked("bind", oci.SharedBind(0, self.flags))(),
+                remove=self.asked("remove"),
             ),
             add_container=lambda _: None,
             forget_container=lambda _: None,

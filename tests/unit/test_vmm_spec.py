@@ -11,6 +11,7 @@ from kangaroo.vmm.spec import (
     GuestImage,
     MachineSpec,
     NetworkDevice,
+    VirtiofsDevice,
     VsockDevice,
     argv,
 )
@@ -25,7 +26,7 @@ SPEC = MachineSpec(
     qmp_fd=10,
     console_fd=11,
     command_line=("console=ttyS0", "kangaroo.port=1234"),
-    virtiofs_fd=12,
+    virtiofs=VirtiofsDevice("kangaroo", 12),
     vsock=VsockDevice(cid=77, vhost_fd=13),
     network=NetworkDevice(mac="02:00:00:00:00:01", tap_fd=14, vhost_fd=15),
 )
@@ -46,7 +47,7 @@ def test_whole_command_line() -> None:
         "-bios",
         "qboot.rom",
         "-cpu",
-        "host",
+        "host,host-phys-bits-limit=48,vmx=off,svm=off,pmu=off",
         "-smp",
         "2",
         "-m",
@@ -103,7 +104,7 @@ def test_every_descriptor_is_inherited() -> None:
 
 
 def test_absent_devices_leave_no_trace() -> None:
-    bare = dataclasses.replace(SPEC, virtiofs_fd=None, vsock=None, network=None)
+    bare = dataclasses.replace(SPEC, virtiofs=None, vsock=None, network=None)
     words = " ".join(argv(bare))
     assert bare.descriptors == (9, 10, 11)
     for absent in ("vhost-user-fs", "vsock", "netdev", "fd=12", "fd=14"):

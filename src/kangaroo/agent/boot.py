@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 
+from kangaroo.agent.cgroups import PARENT, ROOT
 from kangaroo.errors import Unavailable
 from kangaroo.linux import libc
 from kangaroo.linux.mount import MountFlag, mount
@@ -16,7 +17,7 @@ _SAFE = MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC
 _FILE_SYSTEMS = (
     ("proc", "/proc", "proc", _SAFE, ""),
     ("sysfs", "/sys", "sysfs", _SAFE, ""),
-    ("cgroup2", "/sys/fs/cgroup", "cgroup2", _SAFE, ""),
+    ("cgroup2", ROOT, "cgroup2", _SAFE, ""),
     ("devpts", "/dev/pts", "devpts", MountFlag.NOSUID | MountFlag.NOEXEC, "mode=620,ptmxmode=666"),
     ("mqueue", "/dev/mqueue", "mqueue", _SAFE, ""),
     ("tmpfs", "/dev/shm", "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=1777"),
@@ -41,13 +42,14 @@ def mount_pseudo_file_systems() -> None:
             os.symlink(f"/proc/self/fd{target}", f"/dev/{name}")
 
 
-def enable_controllers(root: str = "/sys/fs/cgroup", parent: str = "kangaroo") -> None:
+def enable_controllers() -> None:
     """Make the containers' parent cgroup and hand it the controllers that the kernel has."""
-    os.makedirs(f"{root}/{parent}", exist_ok=True)
-    with open(f"{root}/cgroup.controllers") as file:
+    parent = f"{ROOT}/{PARENT}"
+    os.makedirs(parent, exist_ok=True)
+    with open(f"{ROOT}/cgroup.controllers") as file:
         present = file.read().split()
     wanted = " ".join(f"+{name}" for name in _CONTROLLERS if name in present)
-    for directory in (root, f"{root}/{parent}"):
+    for directory in (ROOT, parent):
         with open(f"{directory}/cgroup.subtree_control", "w") as file:
             file.write(wanted)
 
@@ -90,8 +92,8 @@ def mount_shared() -> None:
         raise Unavailable(f"no virtio-fs device offers the tag {VIRTIOFS_TAG!r}") from error
 
 
-def command_line(path: str = "/proc/cmdline") -> dict[str, str]:
+def command_line() -> dict[str, str]:
     """The kernel's parameters; one without `=` has the value ""."""
-    with open(path) as file:
+    with open("/proc/cmdline") as file:
         words = file.read().split()
     return {key: value for key, _, value in (word.partition("=") for word in words)}

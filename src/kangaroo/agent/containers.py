@@ -17,6 +17,7 @@ from kangaroo.agent.children import Child, Children, Exit
 from kangaroo.agent.crun import Crun, read_pid, remove_file, write_file
 from kangaroo.agent.loop import PRIORITY, Future, Loop
 from kangaroo.agent.nas import Volumes
+from kangaroo.agent.shared import SharedVolumes
 from kangaroo.agent.stdio import ConsoleSocket, Dial, Streams
 from kangaroo.errors import (
     AlreadyExists,
@@ -27,6 +28,7 @@ from kangaroo.errors import (
     NotFound,
 )
 from kangaroo.linux.mount import UmountFlag, umount
+from kangaroo.wire.agent_protocol import SHARED_VOLUMES
 
 BIND_TIMEOUT_S = 30.0
 _CLEAN_UP_S = 10.0
@@ -58,6 +60,7 @@ class Container:
         self.cgroup = Cgroup(container_id)
         self.processes: dict[str, Process] = {}
         self.volume_places: list[str] = []
+        self.shared_volumes: list[str] = []
         self.out_of_memory: OutOfMemory | None = None
         self.started = False
         self.given_up = False  # somebody asked to delete it while it was made
@@ -83,6 +86,7 @@ class Containers:
         self._dial = dial
         self._directory = directory
         self._on_out_of_memory = on_out_of_memory
+        self._shared = SharedVolumes(children)
         self._crun = Crun(children, f"{directory}/crun")
         self._containers: dict[str, Container] = {}
         self._terminals = itertools.count()
@@ -109,6 +113,7 @@ class Containers:
         deadline = time.monotonic() + timeout_s
         try:
             os.makedirs(container.directory, mode=0o700)
+            await self._hold_shared(container, spec, deadline)
             await self._place_volumes(container, spec, volumes, deadline)
             await self._load_firewall(spec, deadline)
             linux = spec.setdefault("linux", {})
@@ -309,6 +314,15 @@ class Containers:
         process = container.processes[exec_id] = Process(child, streams)
         return process
 
+    async def _hold_shared(
+        self, container: Container, spec: dict[str, Any], deadline: float
+    ) -> None:
+        sources = (mount.get("source", "") for mount in spec.get("mounts", ()))
+        held = container.shared_volumes = [
+            source for source in sources if source.startswith(f"{SHARED_VOLUMES}/")
+        ]
+        await self._shared.hold(held, min(BIND_TIMEOUT_S, _left_s(deadline)))
+
     async def _place_volumes(
         self,
         container: Container,
@@ -371,6 +385,8 @@ class Containers:
             await self._crun.run(
                 "delete", "--force", container.id, log_file=log_file, timeout_s=timeout_s
             )
+        released, container.shared_volumes = container.shared_volumes, []
+        await self._shared.release(released, _CLEAN_UP_S)
         _remove_bundle(container.directory)
         self._containers.pop(container.id, None)
 

@@ -32,10 +32,14 @@ _CODES: dict[type[KangarooError], Code] = {
 
 
 def status(error: Exception) -> Status:
-    """The status of a failed call. The hint stays out of the message and goes into the detail."""
+    """The status of a failed call. The hint stays out of the message and goes into the detail, and
+    with it the reason of a failed mount, without the source and options that the message names.
+    """
     if isinstance(error, KangarooError):
         code, message, hint = _CODES.get(type(error), Code.UNKNOWN), error.message, error.hint
     else:
         code, message, hint = Code.INTERNAL, str(error) or repr(error), None
     number = getattr(error, "errno", None)
-    return Status(code, message, (error_detail(type(error).__name__, number, hint=hint),))
+    reason = error.reason if isinstance(error, MountFailed) else None
+    detail = error_detail(type(error).__name__, number, hint=hint, reason=reason)
+    return Status(code, message, (detail,))

@@ -13,29 +13,19 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY
 _NOBODY = 65534
 
 
-def sync_file_system(path: str) -> bool:
-    """Write back the file system that the directory `path` is on (syncfs(2)); False when nobody can
-    be found who may open it.
-
-    A server may deny it to root (`root_squash`): then it is opened as its owner, or with its group.
-    Raises OSError, the error of an earlier write among them.
-    """
-    fd = _opened_as_who_may(path)
-    if fd is None:
-        return False
-    try:
-        libc.call("syncfs", fd, named=path)
-    finally:
-        os.close(fd)
-    return True
-
-
 def flush_and_unmount(mount_point: str) -> None:
-    """Write back and unmount. Raises OSError; the mount then stays.
+    """Write back (syncfs(2)) and unmount. Raises OSError, the error of an earlier write among them;
+    the mount then stays.
 
-    Where nobody may open the volume, umount(2) alone writes back, which tells of no error.
+    A server may deny it to root (`root_squash`) to open the volume: then it is opened as its owner,
+    or with its group. Where nobody may, umount(2) alone writes back, which tells of no error.
     """
-    sync_file_system(mount_point)
+    fd = _opened_as_who_may(mount_point)
+    if fd is not None:
+        try:
+            libc.call("syncfs", fd, named=mount_point)
+        finally:
+            os.close(fd)
     umount(mount_point)
 
 

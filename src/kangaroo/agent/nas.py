@@ -61,13 +61,22 @@ _HINTS = {
 }
 
 
+class Request(NamedTuple):
+    """What mount to make."""
+
+    source: str
+    fstype: str
+    flags: tuple[str, ...]
+    options: str
+
+
 class Volume(NamedTuple):
     """A mounted volume. `request` is what was asked for."""
 
     mount_point: str
     device: str
     super_options: str
-    request: tuple[str, str, tuple[str, ...], str]
+    request: Request
 
 
 class Volumes:
@@ -85,7 +94,7 @@ class Volumes:
 
     def flags(self, volume_id: str) -> tuple[str, ...]:
         """The mount flags that the volume is mounted with. Raises NotFound."""
-        return self._find(volume_id).request[2]
+        return self._find(volume_id).request.flags
 
     async def mount(
         self,
@@ -104,7 +113,7 @@ class Volumes:
         Raises MountFailed (ETIMEDOUT when the kernel does not come back), InvalidRequest for an
         unknown flag, AlreadyExists when the volume id stands for another mount.
         """
-        request = (source, fstype, tuple(flags), options)
+        request = Request(source, fstype, tuple(flags), options)
         while volume_id in self._mounting:
             earlier = Future()
             self._mounting[volume_id].then(earlier.set)
@@ -122,18 +131,18 @@ class Volumes:
                 _set_read_ahead(volume, read_ahead_kib)
             log.info("mounted", volume=volume_id, source=source)
         if volume.request != request:
-            raise AlreadyExists(f"volume {volume_id} is mounted from {volume.request[0]} otherwise")
+            raise AlreadyExists(
+                f"volume {volume_id} is mounted from {volume.request.source} otherwise"
+            )
         return volume
 
-    async def _mount(
-        self, volume_id: str, request: tuple[str, str, tuple[str, ...], str], timeout_s: float
-    ) -> Volume:
+    async def _mount(self, volume_id: str, request: Request, timeout_s: float) -> Volume:
         source, fstype, flags, options = request
-        number = MountFlag.NONE
+        mount_flags = MountFlag.NONE
         for name in flags:
             if name not in _FLAGS:
                 raise InvalidRequest("flags", f"{name!r} is no mount flag known here")
-            number |= _FLAGS[name]
+            mount_flags |= _FLAGS[name]
         target = f"{NAS_DIRECTORY}/{volume_id}"
         # Of an earlier attempt that came to its end late, before anything looks at it.
         _detach(target)
@@ -141,15 +150,14 @@ class Volumes:
         with KernelLog() as kernel_log:
             try:
                 await self._children.call(
-                    lambda: mount(source, target, fstype, number, options),
+                    lambda: mount(source, target, fstype, mount_flags, options),
                     what=f"mount {source}",
                     timeout_s=timeout_s,
                 )
             except DeadlineExceeded as error:
                 _detach(target)
                 reason = f"the server did not answer within {timeout_s:g} s"
-                number_ = errno.ETIMEDOUT
-                raise _failure(request, number_, reason, kernel_log) from error
+                raise _failure(request, errno.ETIMEDOUT, reason, kernel_log) from error
             except OSError as error:
                 raise _failure(request, error.errno, "", kernel_log) from error
         found = _mounted(target)
@@ -246,7 +254,7 @@ class Volumes:
             await self._children.call(function, what=what, timeout_s=timeout_s)
         except FileNotFoundError as error:
             raise NotFound(
-                f"{what} does not exist on {self._find(volume_id).request[0]}"
+                f"{what} does not exist on {self._find(volume_id).request.source}"
             ) from error
         except OSError as error:
             if error.errno in (errno.EXDEV, errno.ELOOP):
@@ -262,12 +270,8 @@ class Volumes:
 
 
 def _failure(
-    request: tuple[str, str, tuple[str, ...], str],
-    number: int | None,
-    reason: str,
-    kernel_log: KernelLog,
+    request: Request, number: int | None, reason: str, kernel_log: KernelLog
 ) -> MountFailed:
-    source, _, _, options = request
     name = errno.errorcode.get(number or 0, "")
     parts = [reason or f"{os.strerror(number or 0)} ({name})"]
     if addresses := _guest_addresses():
@@ -276,7 +280,7 @@ def _failure(
     if said := [line for line in lines if not line.startswith(_LOADED)]:
         parts.append(f"kernel: {'; '.join(said)}")
     hint = _HINTS.get(number or 0)
-    return MountFailed(source, options, "; ".join(parts), errno=number, hint=hint)
+    return MountFailed(request.source, request.options, "; ".join(parts), errno=number, hint=hint)
 
 
 def _guest_addresses() -> list[str]:

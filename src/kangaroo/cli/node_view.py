@@ -17,6 +17,8 @@ from kangaroo.errors import KangarooError
 from kangaroo.linux import mountinfo
 from kangaroo.nas import mountstats
 from kangaroo.runtime import state as state_file
+from kangaroo.runtime.pod_events import PodName
+from kangaroo.runtime.spec_read import CONTAINER_TYPE
 from kangaroo.runtime.state import ProcessIdentity, SandboxState
 from kangaroo.wire.aio import Client, RpcError
 from kangaroo.wire.gen import task_pb2
@@ -25,8 +27,6 @@ from kangaroo.wire.node_protocol import SOCKET_NAME, STATE_NAME
 BOTH = "both"
 
 _TASK_SERVICE = "containerd.task.v2.Task"
-_CONTAINER_TYPE = "io.kubernetes.cri.container-type"
-_POD_KEYS = tuple(f"io.kubernetes.cri.sandbox-{key}" for key in ("uid", "namespace", "name"))
 _ASKED_AT_ONCE = 64
 _TEXT_LIMIT = 500  # of what a guest says is wrong
 
@@ -216,10 +216,10 @@ def _pods(bundles: Path) -> dict[str, Pod]:
     for path in bundles.glob("*/config.json"):
         try:
             annotations = json.loads(path.read_bytes()).get("annotations") or {}
-            if annotations.get(_CONTAINER_TYPE) == "sandbox":
-                uid, namespace, name = (annotations[key] for key in _POD_KEYS)
-                found[uid] = Pod(uid, namespace, name)
-        except (OSError, ValueError, KeyError, AttributeError):
+            pod = PodName.of(annotations)
+            if pod is not None and annotations.get(CONTAINER_TYPE) == "sandbox":
+                found[pod.uid] = Pod(pod.uid, pod.namespace, pod.name)
+        except (OSError, ValueError, AttributeError):
             continue  # gone meanwhile, or another runtime's
     return found
 

@@ -1,1 +1,1 @@
-"""The CSI driver: Identity, Controller and Node services of CSI 1.x, and registration with kubelet."""
+"""The CSI driver: Identity, Controller and Node services of CSI 1.x; registration with kubelet."""

@@ -49,7 +49,6 @@ _CAPABILITIES = (
     _RPC.EXPAND_VOLUME,
     _RPC.SINGLE_NODE_MULTI_WRITER,
 )
-_FOREIGN_PREFIX = "csi.storage.k8s.io/"
 # Of what a sidecar gives a call, beside what the record took: it asks again, less and less often.
 _FILL_PATIENCE_S = 45.0
 _UNREACHABLE = (Unavailable, DeadlineExceeded, MountFailed)
@@ -71,7 +70,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
 
         With a source, ABORTED while it is being copied; a repeat asks how far it is.
         """
-        requests.check_name(request.name)
+        requests.check_id(request.name, "name")
         requests.check_capabilities(request.volume_capabilities)
         if request.mutable_parameters:
             raise InvalidRequest("mutable_parameters", "a volume has none")
@@ -180,7 +179,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         """Copy a volume. While that goes on the snapshot is not ready to use; a repeat asks again,
         and does not begin another.
         """
-        requests.check_name(request.name)
+        requests.check_id(request.name, "name")
         requests.check_id(request.source_volume_id, "source_volume_id")
         _refuse_parameters(request.parameters)
         made = await self._snapshots.create(request.name, request.source_volume_id, request.secrets)
@@ -360,5 +359,5 @@ def _is_whole(look: Look[Record]) -> bool:
 
 def _refuse_parameters(parameters: Mapping[str, str]) -> None:
     for key in parameters:
-        if not key.startswith(_FOREIGN_PREFIX):
+        if not key.startswith(requests.FOREIGN_PREFIX):
             raise InvalidRequest(f"parameters.{key}", "unknown: a snapshot class has none")

@@ -28,10 +28,8 @@ _UNUSABLE = (Code.UNKNOWN, Code.DEADLINE_EXCEEDED)
 _FIGURES = ("total_bytes", "free_bytes", "available_bytes", "total_inodes", "free_inodes")
 
 
-async def statistics(
-    sandboxes: Path, target: str, timeout_s: float
-) -> tuple[int, int, int, int, int]:
-    """Total, free for root and available bytes, total and free inodes, as the guest sees them.
+async def statistics(sandboxes: Path, target: str, timeout_s: float) -> dict[str, int]:
+    """The volume's `figures`, as the guest sees them.
 
     Raises Unusable when the guest cannot get them from its server, NotFound when the guest does not
     have the volume, Unavailable when no sandbox has it or the guest cannot be asked.
@@ -40,7 +38,7 @@ async def statistics(
     if socket is None:
         raise Unavailable(f"{target} stands for a volume in a guest, but no sandbox has it")
     try:
-        answer = await _ask(socket, {"path": target, "timeout_s": timeout_s}, timeout_s + _ANSWER_S)
+        said = await answer(socket, target, timeout_s)
     except RpcError as error:
         if error.code == Code.NOT_FOUND:
             raise NotFound(error.message) from error
@@ -48,13 +46,12 @@ async def statistics(
         raise kind(f"the guest that has the volume of {target}: {error.message}") from error
     except (OSError, InvalidRequest) as error:
         raise Unavailable(f"the shim that has the volume of {target}: {error}") from error
-    total, free, available, inodes, free_inodes = figures(answer).values()
-    return total, free, available, inodes, free_inodes
+    return figures(said)
 
 
 def figures(answer: Mapping[str, Any]) -> dict[str, int]:
-    """The figures in a guest's answer, by name and in the order of `statistics`, as far as CSI's
-    numbers hold them. Raises Unavailable when one is absent, or no such number.
+    """Total, free for root and available bytes, total and free inodes by name in a guest's answer,
+    as far as CSI's numbers hold them. Raises Unavailable when one is absent, or no such number.
     """
     return {name: _figure(answer, name) for name in _FIGURES}
 
@@ -71,24 +68,21 @@ async def counters(socket: Path, target: str, timeout_s: float) -> str:
 
 
 async def answer(socket: Path, target: str, timeout_s: float) -> dict[str, Any]:
-    """All that the guest says of the volume, unchecked. Raises RpcError, OSError and
-    InvalidRequest.
+    """All that the guest says of the volume, unchecked. Raises RpcError, of which the guest's own
+    deadline is one, OSError (TimeoutError when there is no answer) and InvalidRequest.
     """
-    return await _ask(socket, {"path": target, "timeout_s": timeout_s}, timeout_s + _ANSWER_S)
-
-
-async def _ask(socket: Path, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    """TimeoutError is that of no answer; the guest's own deadline is an answer."""
+    request = encode({"path": target, "timeout_s": timeout_s})
+    wait_s = timeout_s + _ANSWER_S
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(wait_s):
             client = await Client.connect_unix(socket)
             try:
-                call = client.call(SERVICE, VOLUME_STATS, encode(request), timeout_s=2 * timeout_s)
+                call = client.call(SERVICE, VOLUME_STATS, request, timeout_s=2 * wait_s)
                 return decode(await call)
             finally:
                 await client.aclose()
     except TimeoutError:
-        raise TimeoutError(f"no answer within {timeout_s:g} s") from None
+        raise TimeoutError(f"no answer within {wait_s:g} s") from None
 
 
 def _socket_of(sandboxes: Path, target: str) -> Path | None:

@@ -31,7 +31,7 @@ _CAPABILITIES = (
 )
 _PATH_LIMIT_BYTES = 4096
 _MESSAGE_LIMIT = 1024
-_EPHEMERAL = "csi.storage.k8s.io/ephemeral"  # said by kubelet, where podInfoOnMount is set
+_EPHEMERAL = f"{requests.FOREIGN_PREFIX}ephemeral"  # said where podInfoOnMount is set
 
 
 class Node(csi_pb2_grpc.NodeServicer):

@@ -23,11 +23,11 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _TIMEOUT_S = 2.0
 
 
-def end(group: Path, timeout_s: float = _TIMEOUT_S) -> None:
+def end(group: Path) -> None:
     """Kill all processes of the control group but this one. What does not die in time is logged and
     left.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + _TIMEOUT_S
     # Again and again: a process may have had a child while it was killed.
     while orphans := _others(group):
         for pid in orphans:

@@ -8,23 +8,20 @@ from kangaroo.csi.volume_id import LIMIT_BYTES
 from kangaroo.errors import InvalidRequest
 from kangaroo.wire.gen import csi_pb2 as csi
 
+# Of attributes and parameters that kubelet and the sidecars add to what people wrote.
+FOREIGN_PREFIX = "csi.storage.k8s.io/"
+
 _FSTYPES = ("", "nfs", "nfs4")
 
 
 def check_id(text: str, field: str = "volume_id") -> None:
-    """Raises InvalidRequest for an id that is missing or longer than the specification allows."""
+    """Raises InvalidRequest for an id or a name that is missing or longer than the specification
+    allows.
+    """
     if not text:
         raise InvalidRequest(field, "missing")
     if len(text.encode()) > LIMIT_BYTES:
         raise InvalidRequest(field, f"longer than {LIMIT_BYTES} bytes")
-
-
-def check_name(name: str) -> None:
-    """Raises InvalidRequest for a name that is missing or longer than the specification allows."""
-    if not name:
-        raise InvalidRequest("name", "missing")
-    if len(name.encode()) > LIMIT_BYTES:
-        raise InvalidRequest("name", f"longer than {LIMIT_BYTES} bytes")
 
 
 def capability(request: csi.NodePublishVolumeRequest) -> csi.VolumeCapability:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import TypeVar
 from zlib import crc32
 
+from kangaroo.csi.requests import FOREIGN_PREFIX
 from kangaroo.csi.share_records import PRIVATE_DIRECTORY, OnDelete
 from kangaroo.csi.volume_id import token_of
 from kangaroo.errors import InvalidRequest
@@ -27,11 +28,10 @@ DEFAULT_PERMISSIONS = 0o777
 
 _BY_LOWER_CASE = {name.lower(): name for name in PARAMETERS}
 _PASSED_ON = ("vers", "options", "mode", "modeType")
-_FOREIGN_PREFIX = "csi.storage.k8s.io/"
 _TEMPLATES = {
-    "${pvc.metadata.name}": f"{_FOREIGN_PREFIX}pvc/name",
-    "${pvc.metadata.namespace}": f"{_FOREIGN_PREFIX}pvc/namespace",
-    "${pv.metadata.name}": f"{_FOREIGN_PREFIX}pv/name",
+    "${pvc.metadata.name}": f"{FOREIGN_PREFIX}pvc/name",
+    "${pvc.metadata.namespace}": f"{FOREIGN_PREFIX}pvc/namespace",
+    "${pv.metadata.name}": f"{FOREIGN_PREFIX}pv/name",
 }
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SERVER = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<path>/.*))?")
@@ -117,7 +117,7 @@ def shares(parameters: Mapping[str, str], *, mount_options: Sequence[str] = ()) 
 def _own(parameters: Mapping[str, str]) -> dict[str, str]:
     own: dict[str, str] = {}
     for key, value in parameters.items():
-        if key.startswith(_FOREIGN_PREFIX):
+        if key.startswith(FOREIGN_PREFIX):
             continue
         known = _BY_LOWER_CASE.get(key.lower())
         if known is None:

@@ -28,6 +28,7 @@ from kangaroo.errors import (
     Unavailable,
 )
 from kangaroo.linux import mountinfo, process
+from kangaroo.linux.mount import UMOUNT_COMMAND
 from kangaroo.nas.guest_mount import is_nas
 from kangaroo.nas.placeholder import is_placeholder
 from kangaroo.nas.volume import NasVolume
@@ -37,7 +38,6 @@ _log = logging.getLogger(__name__)
 # Mounts on top of each other at one target that an unpublish takes away.
 _STACK_LIMIT = 16
 _TARGET_MODE = 0o750
-_UMOUNT = ("umount", "--no-canonicalize", "--internal-only")
 # Force and laziness work at once or not at all. With them a whole escalation stays below 30 s.
 _FORCED_S = 3.0
 
@@ -246,7 +246,7 @@ async def _unmount_topmost(target: str, timeouts: Timeouts) -> None:
     mount that is merely busy is detached at once, and its users' writes still reach the server.
     """
     try:
-        await process.run((*_UMOUNT, target), timeout_s=timeouts.unmount_s)
+        await process.run((*UMOUNT_COMMAND, target), timeout_s=timeouts.unmount_s)
         return
     except (CommandFailed, DeadlineExceeded) as error:
         _log.warning("umount failed target=%s: %s", target, error)
@@ -257,7 +257,7 @@ async def _unmount_topmost(target: str, timeouts: Timeouts) -> None:
     steps = (("--lazy",),) if answered else (("--force",), ("--force", "--lazy"))
     for step in steps:
         try:
-            await process.run((*_UMOUNT, *step, target), timeout_s=_FORCED_S)
+            await process.run((*UMOUNT_COMMAND, *step, target), timeout_s=_FORCED_S)
         except (CommandFailed, DeadlineExceeded) as error:
             failure = error
             _log.warning("umount failed target=%s options=%s: %s", target, step, error)

@@ -52,14 +52,12 @@ class VolumeCounters:
         guest_s: float,
         failed: Callable[[str], None],
         proc: Path = Path("/proc/self"),
-        deadline_s: float = _DEADLINE_S,
     ) -> None:
         self._pods = str(pods.resolve())  # as the mount table shows it
         self._sandboxes = sandboxes
         self._guest_s = min(guest_s, _GUEST_S)
         self._failed = failed
         self._proc = proc
-        self._deadline_s = deadline_s
         self._task: asyncio.Task[tuple[Reading, ...]] | None = None
         self._read_at = 0.0
 
@@ -79,7 +77,7 @@ class VolumeCounters:
             await asyncio.wait({self._task})
 
     async def _read(self) -> tuple[Reading, ...]:
-        deadline = time.monotonic() + self._deadline_s
+        deadline = time.monotonic() + _DEADLINE_S
         readings, asked = await asyncio.to_thread(self._on_this_node)
         limit = asyncio.Semaphore(_ASKED_AT_ONCE)
         tasks = {asyncio.create_task(self._ask(one, limit)): one for one in asked}

@@ -47,7 +47,8 @@ async def look(target: str, probe_s: float, sandboxes: Path) -> VolumeStats:
         raise NotFound(f"no volume is published on {target}")
     try:
         if is_placeholder(entry):
-            return VolumeStats(Figures(*await guest_volumes.statistics(sandboxes, target, probe_s)))
+            said = await guest_volumes.statistics(sandboxes, target, probe_s)
+            return VolumeStats(Figures(**said))
         figures = await _figures(entry, probe_s)
     except Unusable as error:
         return VolumeStats(None, str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,7 +13,7 @@ from kangaroo.errors import FailedPrecondition
 from kangaroo.linux.process import run_sync
 
 SUITE = "trixie"
-BOOTSTRAP_TIMEOUT_S = 1800.0
+_BOOTSTRAP_TIMEOUT_S = 1800.0
 
 _log = logging.getLogger(__name__)
 
@@ -81,22 +81,17 @@ def bootstrap(
     target: Path,
     packages: Sequence[str],
     *,
-    suite: str = SUITE,
     variant: str = "minbase",
     hooks: Sequence[str] = (),
-    aptopts: Sequence[str] = (),
     security: bool = False,
-    environment: Mapping[str, str] | None = None,
-    timeout_s: float = BOOTSTRAP_TIMEOUT_S,
 ) -> None:
     """Make a tree of `packages` and what they depend on at `target`.
 
     `target` is a directory, or a file name whose suffix tells mmdebstrap the format (`.tar`,
     `.ext2`, …). `variant` is mmdebstrap's: "extract" unpacks without running any package's scripts,
-    "minbase" installs. `hooks` and `aptopts` are passed as `--customize-hook` and `--aptopt`.
-    With `security` packages come from the security archive, too, where the machine knows one, and
-    a warning is logged where it does not.
-    `environment` is added to the child's.
+    "minbase" installs. `hooks` are passed as `--customize-hook`. With `security` packages come from
+    the security archive, too, where the machine knows one, and a warning is logged where it does
+    not.
 
     Raises FailedPrecondition (no mmdebstrap, no archive), CommandFailed, DeadlineExceeded.
     """
@@ -106,21 +101,21 @@ def bootstrap(
         "mmdebstrap",
         f"--variant={variant}",
         f"--include={','.join(packages)}",
-        *(f"--aptopt={option}" for option in (*_proxy_options(), *aptopts)),
+        *(f"--aptopt={option}" for option in _proxy_options()),
         *(f"--customize-hook={hook}" for hook in hooks),
-        suite,
+        SUITE,
         str(target),
         mirror(),
     ]
     if security:
-        argv += _security(suite)
-    run_sync(argv, timeout_s=timeout_s, env={**os.environ, **(environment or {})})
+        argv += _security()
+    run_sync(argv, timeout_s=_BOOTSTRAP_TIMEOUT_S, env=os.environ)
 
 
-def _security(suite: str) -> list[str]:
+def _security() -> list[str]:
     if archive := security_mirror():
-        return [f"deb {archive} {suite}-security main"]
-    _log.warning("no security updates: apt is configured with no archive of them suite=%s", suite)
+        return [f"deb {archive} {SUITE}-security main"]
+    _log.warning("no security updates: apt is configured with no archive of them suite=%s", SUITE)
     return []
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from kangaroo.errors import FailedPrecondition, NotFound
 
+DEFAULT_DIRECTORY = Path("/var/lib/kangaroo/guest")  # of an image on a node
+
 FORMAT = 1
 KERNEL = "vmlinuz"
 INITRD = "initrd.img"

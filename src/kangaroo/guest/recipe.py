@@ -86,7 +86,7 @@ AGENT_BUNDLE = BUNDLE.removeprefix("/")
 INITRD_MODULES = ("virtio_blk", "erofs")
 
 # Loaded by the agent while it starts.
-AGENT_MODULES = ("virtio_net", "vmw_vsock_virtio_transport")
+AGENT_MODULES = ("virtio_net", "vmw_vsock_virtio_transport", "virtio_rng")
 AGENT_MODULES_LIST = "usr/lib/kangaroo/modules"
 
 # Loaded on demand through /sbin/modprobe.
@@ -103,7 +103,6 @@ ON_DEMAND_MODULES = (
     "tcp_bbr",
     "unix_diag",
     "tcp_diag",
-    "virtio_rng",
 )
 
 # Likewise, whole: a pod with NET_ADMIN has a firewall of its own, by iptables of either kind or by

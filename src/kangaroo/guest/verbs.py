@@ -12,19 +12,17 @@ from kangaroo.errors import AlreadyExists
 from kangaroo.guest import manifest
 from kangaroo.guest.build import build
 
-DEFAULT_DIRECTORY = Path("/var/lib/kangaroo/guest")
-
 
 def register(subparsers: Any) -> None:
     """Add the verb `guest` to the command line."""
     parser = subparsers.add_parser("guest", help="build and check the guest image")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     builder = verbs.add_parser("build", help="build kernel, initrd and root from Debian packages")
-    builder.add_argument("--output", type=Path, default=DEFAULT_DIRECTORY, metavar="DIR")
+    builder.add_argument("--output", type=Path, default=manifest.DEFAULT_DIRECTORY, metavar="DIR")
     builder.add_argument("--force", action="store_true", help="replace an image that is there")
     builder.set_defaults(run=_build)
     checker = verbs.add_parser("verify", help="compare an image's files with its manifest")
-    checker.add_argument("directory", type=Path, nargs="?", default=DEFAULT_DIRECTORY)
+    checker.add_argument("directory", type=Path, nargs="?", default=manifest.DEFAULT_DIRECTORY)
     checker.set_defaults(run=_verify)
 
 

@@ -47,12 +47,24 @@ def memory_bounded(cgroups_path: str | None) -> bool:
     """Whether the group above the one that `cgroups_path` names has a memory limit. kubelet gives a
     pod's group one when each of the pod's containers has. True when it cannot be read.
     """
+    return _memory_max_above(cgroups_path) != "max"
+
+
+def memory_limit(cgroups_path: str | None) -> int | None:
+    """The memory limit, in bytes, of the group above the one that `cgroups_path` names; None when
+    it has none, or it cannot be read.
+    """
+    value = _memory_max_above(cgroups_path)
+    return int(value) if value.isdecimal() else None
+
+
+def _memory_max_above(cgroups_path: str | None) -> str:
     try:
         group = parse(cgroups_path or "")
         above = (group if isinstance(group, Path) else group.path).parent
-        return (above / "memory.max").read_text().strip() != "max"
+        return (above / "memory.max").read_text().strip()
     except (OSError, ValueError):
-        return True
+        return ""
 
 
 def _checked(result: _Group, relative: str, cgroups_path: str) -> _Group:

@@ -24,6 +24,8 @@ _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _MOUNT_ATTR_RDONLY = 0x1
 # A page and its end (copy_mount_options in fs/namespace.c).
 DATA_LIMIT = 4095
+# umount(8) that neither looks the path up nor runs a helper: umount.nfs talks to the server.
+UMOUNT_COMMAND = ("umount", "--no-canonicalize", "--internal-only")
 
 
 class MountFlag(enum.IntFlag):
@@ -156,9 +158,9 @@ def _attach(tree: int, target: str | os.PathLike[str]) -> None:
     )
 
 
-def make_shared(target: str | os.PathLike[str], *, recursive: bool = False) -> None:
+def make_shared(target: str | os.PathLike[str]) -> None:
     """Mounts made beneath appear in the peers, and theirs here (mount_namespaces(7))."""
-    _set_propagation(target, MountFlag.SHARED, recursive)
+    _set_propagation(target, MountFlag.SHARED, False)
 
 
 def make_slave(target: str | os.PathLike[str], *, recursive: bool = False) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import selectors
 import shlex
 import signal
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from kangaroo.errors import CommandFailed, DeadlineExceeded
+from kangaroo.linux import pidfd
 
 if TYPE_CHECKING:
     import asyncio
@@ -311,15 +311,13 @@ class _Child:
 
 
 def ended(pid: int, timeout_s: float = 0.0) -> bool:
-    """Whether the process is gone or goes within `timeout_s`. A zombie is gone (pidfd_open(2))."""
+    """Whether the process is gone or goes within `timeout_s`. A zombie is gone."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(max(timeout_s, 0) * 1000))
+        return pidfd.ended(descriptor, timeout_s)
     finally:
         os.close(descriptor)
 

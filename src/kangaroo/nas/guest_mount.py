@@ -23,12 +23,14 @@ _FLAGS = ("ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime")
 _DEFAULT_FLAGS = frozenset({"rw", "relatime"})
 # namlen is asked from the server again; fsc needs a daemon of the node; seclabel and contexts are
 # the node's LSM; relatime is the kernel's default; fatal_neterrors (Linux 6.15, always shown) is
-# about containers whose network goes before their mounts, and the guest's kernel may not know it.
+# about containers whose network goes before their mounts, and the guest's kernel may not know it,
+# nor rdirplus=force, of the same age, by which nothing else is read, only otherwise.
 _DROPPED = frozenset(
     {"rw", "namlen", "fsc", "seclabel", "context", "fscontext", "defcontext", "rootcontext"}
     | {
         "relatime",
         "fatal_neterrors",
+        "rdirplus",
         "clientaddr",
         "mountaddr",
         "mountport",

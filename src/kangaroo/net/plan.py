@@ -19,7 +19,7 @@ import socket
 from dataclasses import dataclass, field
 
 from kangaroo.errors import FailedPrecondition, Unsupported
-from kangaroo.net.model import Address, Link, NamespaceState, Neighbour, Route
+from kangaroo.net.model import Address, Link, NamespaceState, Route
 
 TAP_NAME = "kangaroo0"
 GUEST_INTERFACE = "eth0"
@@ -254,21 +254,3 @@ def _is_the_guests(route: Route) -> bool:
     network = _network(route)
     of_kernel = network.is_link_local and route.protocol == _PROTOCOL_KERNEL
     return network.version == 6 and (network.is_multicast or of_kernel)
-
-
-__all__ = [
-    "GUEST_INTERFACE",
-    "TAP_NAME",
-    "GuestAddress",
-    "GuestInterface",
-    "GuestNeighbour",
-    "GuestNetwork",
-    "GuestRoute",
-    "NamespaceState",
-    "Neighbour",
-    "NetworkPlan",
-    "Operation",
-    "RedirectIngress",
-    "SetMtu",
-    "plan",
-]

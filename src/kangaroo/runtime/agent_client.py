@@ -114,9 +114,9 @@ class AgentClient:
     ) -> Message:
         """Mount a volume, once; `mount_point` and `super_options`. Raises MountFailed."""
         try:
-            return await self._call(
+            return await self._call_within(
+                timeout_s + 10,
                 Method.MOUNT_NAS,
-                wait_s=timeout_s + 10,
                 volume_id=volume_id,
                 source=source,
                 fstype=fstype,
@@ -126,8 +126,10 @@ class AgentClient:
                 timeout_s=timeout_s,
             )
         except _AgentFailureError as failure:
+            # The message names source and options, too: once is enough.
+            reason = failure.reason or failure.message
             raise MountFailed(
-                source, options, failure.message, errno=failure.errno, hint=failure.hint
+                source, options, reason, errno=failure.errno, hint=failure.hint
             ) from failure
 
     async def create_container(
@@ -179,8 +181,8 @@ class AgentClient:
 
     async def wait_process(self, *, container_id: str, exec_id: str) -> ProcessExit:
         """Wait, without a bound, until a process has exited."""
-        answer = await self._call(
-            Method.WAIT_PROCESS, wait_s=None, container_id=container_id, exec_id=exec_id
+        answer = await self._call_within(
+            None, Method.WAIT_PROCESS, container_id=container_id, exec_id=exec_id
         )
         code, time_ns = _integer(answer, "exit_code"), _integer(answer, "exited_at_ns")
         # Whatever a guest says, containerd has to be told of the exit.
@@ -208,7 +210,7 @@ class AgentClient:
 
     async def list_pids(self, *, container_id: str) -> list[int]:
         """The guest's pids of a container's processes."""
-        answer = await self._call(Method.LIST_PIDS, wait_s=_PIDS_S, container_id=container_id)
+        answer = await self._call_within(_PIDS_S, Method.LIST_PIDS, container_id=container_id)
         pids = answer.get("pids")
         if not isinstance(pids, list) or not all(_is_integer(pid) for pid in pids):
             raise _malformed("pids", pids)
@@ -216,12 +218,12 @@ class AgentClient:
 
     async def container_stats(self, *, container_id: str) -> Message:
         """The container's cgroup figures: `cpu`, `memory`, `pids`."""
-        return await self._call(Method.CONTAINER_STATS, wait_s=_STATS_S, container_id=container_id)
+        return await self._call_within(_STATS_S, Method.CONTAINER_STATS, container_id=container_id)
 
     async def volume_stats(self, *, volume_id: str, timeout_s: float) -> Message:
         """A NAS volume's statfs and mountstats."""
-        return await self._call(
-            Method.VOLUME_STATS, wait_s=timeout_s + 5, volume_id=volume_id, timeout_s=timeout_s
+        return await self._call_within(
+            timeout_s + 5, Method.VOLUME_STATS, volume_id=volume_id, timeout_s=timeout_s
         )
 
     async def forward_port(self, *, port: int, stdin: str, stdout: str) -> None:
@@ -230,11 +232,11 @@ class AgentClient:
 
     async def next_event(self) -> Message:
         """Wait, unbounded, for what happened in the guest: `type`, `container_id`."""
-        return await self._call(Method.NEXT_EVENT, wait_s=None)
+        return await self._call_within(None, Method.NEXT_EVENT)
 
     async def shutdown(self, *, timeout_s: float) -> tuple[VolumeFlush, ...]:
         """Stop containers, write back and unmount the NAS volumes; what became of each."""
-        answer = await self._call(Method.SHUTDOWN, wait_s=timeout_s + 10, timeout_s=timeout_s)
+        answer = await self._call_within(timeout_s + 10, Method.SHUTDOWN, timeout_s=timeout_s)
         volumes = answer.get("volumes")
         if not isinstance(volumes, list):
             raise _malformed("volumes", volumes)
@@ -242,13 +244,16 @@ class AgentClient:
 
     async def power_off(self) -> None:
         """Power the guest off; its connection goes at once or soon."""
-        await self._call(Method.POWER_OFF, wait_s=_POWER_OFF_S)
+        await self._call_within(_POWER_OFF_S, Method.POWER_OFF)
 
-    async def _call(self, method: Method, *, wait_s: float | None = -1, **message: Any) -> Message:
-        timeout_s = self._timeout_s if wait_s == -1 else wait_s
+    async def _call(self, method: Method, **message: Any) -> Message:
+        return await self._call_within(self._timeout_s, method, **message)
+
+    async def _call_within(self, wait_s: float | None, method: Method, **message: Any) -> Message:
+        """None waits for ever."""
         try:
             payload = await self._client.call(
-                SERVICE, method.value, encode(message), timeout_s=timeout_s
+                SERVICE, method.value, encode(message), timeout_s=wait_s
             )
             return decode(payload)
         except RpcError as error:
@@ -262,8 +267,11 @@ class AgentClient:
 class _AgentFailureError(KangarooError):
     """The agent could not do it for a reason that no other class names."""
 
-    def __init__(self, message: str, *, errno: int | None, hint: str | None) -> None:
+    def __init__(
+        self, message: str, *, reason: str | None, errno: int | None, hint: str | None
+    ) -> None:
         super().__init__(message, hint=hint)
+        self.reason = reason
         self.errno = errno
 
 
@@ -279,8 +287,7 @@ _CLASSES: dict[int, type[KangarooError]] = {
 
 def _domain_error(method: Method, error: RpcError) -> KangarooError:
     detail = read_error_detail(error.details) or {}
-    hint = detail.get("hint")
-    hint = hint[:_TEXT_LIMIT] if isinstance(hint, str) else None
+    hint = _text(detail, "hint")
     message = error.message[:_TEXT_LIMIT]
     if error.code == Code.INVALID_ARGUMENT:
         return InvalidRequest(method.value, message, hint=hint)
@@ -289,7 +296,17 @@ def _domain_error(method: Method, error: RpcError) -> KangarooError:
         kind = _CLASSES.get(error.code)
         if kind is not None:
             return kind(f"{method.value}: {message}", hint=hint)
-    return _AgentFailureError(message, errno=number if _is_integer(number) else None, hint=hint)
+    return _AgentFailureError(
+        message,
+        reason=_text(detail, "reason"),
+        errno=number if _is_integer(number) else None,
+        hint=hint,
+    )
+
+
+def _text(detail: Message, key: str) -> str | None:
+    value = detail.get(key)
+    return value[:_TEXT_LIMIT] if isinstance(value, str) else None
 
 
 def _flush(volume: Any) -> VolumeFlush:

@@ -7,22 +7,32 @@ import grp
 import pwd
 import tomllib
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from kangaroo.errors import FailedPrecondition, InvalidRequest
+from kangaroo.guest import manifest
+from kangaroo.runtime.options import DEFAULT_CONFIG_PATH
 from kangaroo.vmm.confinement import Credentials
 from kangaroo.vmm.spec import Accelerator
 from kangaroo.wire.node_protocol import SANDBOXES_DIRECTORY
 
-DEFAULT_PATH = Path("/etc/kangaroo/runtime.toml")
+DEFAULT_PATH = Path(DEFAULT_CONFIG_PATH)
+
+
+class LogLevel(Enum):
+    """How much a shim logs."""
+
+    DEBUG = "debug"
+    INFO = "info"
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
     """Every key is optional in the file. Sizes and times carry their unit in the name."""
 
-    guest_image: Path = Path("/var/lib/kangaroo/guest")
+    guest_image: Path = manifest.DEFAULT_DIRECTORY
     state_root: Path = Path(SANDBOXES_DIRECTORY)
     kubelet_root: Path = Path("/var/lib/kubelet")
     qemu: Path = Path("/usr/bin/qemu-system-x86_64")
@@ -48,19 +58,19 @@ class RuntimeConfig:
     events_kubeconfig: Path | None = None  # who posts events on pods; None: nobody
 
     guest_debug: bool = False
-    log_level: str = "info"
+    log_level: LogLevel = LogLevel.INFO
 
     @property
     def kernel(self) -> Path:
-        return self.guest_image / "vmlinuz"
+        return self.guest_image / manifest.KERNEL
 
     @property
     def initrd(self) -> Path:
-        return self.guest_image / "initrd.img"
+        return self.guest_image / manifest.INITRD
 
     @property
     def rootfs(self) -> Path:
-        return self.guest_image / "rootfs.erofs"
+        return self.guest_image / manifest.ROOT
 
     def credentials(self) -> Credentials | None:
         """Who QEMU runs as; None for root. Adds the group that owns /dev/kvm.
@@ -110,8 +120,8 @@ def _convert(field: str, value: Any, default: Any) -> Any:
     """As the type of `default`. bool is not an int here, and sizes and times are positive."""
     if isinstance(default, bool):
         return _expect(field, value, bool, "true or false")
-    if isinstance(default, Accelerator):
-        return _accelerator(field, value)
+    if isinstance(default, Enum):
+        return _member(field, value, type(default))
     if isinstance(default, Path) or default is None:  # None: a path that may be absent
         path = Path(_expect(field, value, str, "a path"))
         if not path.is_absolute():
@@ -135,11 +145,11 @@ def _expect(field: str, value: Any, kind: type, description: str) -> Any:
     return value
 
 
-def _accelerator(field: str, value: Any) -> Accelerator:
+def _member(field: str, value: Any, kind: type[Enum]) -> Enum:
     try:
-        return Accelerator(value)
+        return kind(value)
     except ValueError:
-        allowed = ", ".join(item.value for item in Accelerator)
+        allowed = ", ".join(item.value for item in kind)
         raise InvalidRequest(field, f"{value!r} is none of {allowed}") from None
 
 

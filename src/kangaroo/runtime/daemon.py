@@ -24,7 +24,7 @@ from kangaroo.errors import KangarooError
 from kangaroo.runtime import log_files, paths, shim_log
 from kangaroo.runtime.background import Background
 from kangaroo.runtime.boot_slot import boot_slot, processors
-from kangaroo.runtime.config import RuntimeConfig, load
+from kangaroo.runtime.config import LogLevel, RuntimeConfig, load
 from kangaroo.runtime.events import EventPublisher
 from kangaroo.runtime.options import ShimOptions
 from kangaroo.runtime.pod import Pod
@@ -35,6 +35,7 @@ from kangaroo.runtime.sweep import keep_clean
 from kangaroo.runtime.task_service import TaskService
 from kangaroo.runtime.volume_service import VolumeService
 from kangaroo.wire.aio import Server
+from kangaroo.wire.node_protocol import SOCKET_NAME, STATE_NAME
 
 _LOG = logging.getLogger(__name__)
 _FLUSH_TIMEOUT_S = 5.0
@@ -54,7 +55,7 @@ def run(options: ShimOptions) -> int:
         _LOG.error("configuration refused error=%s", error)
         config = error
     else:
-        if config.log_level.lower() == "debug":
+        if config.log_level is LogLevel.DEBUG:
             logging.getLogger().setLevel(logging.DEBUG)
     listener = socket.socket(fileno=LISTENER_FD)
     asyncio.run(_serve(options, config, listener))
@@ -70,13 +71,11 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
 
-    async def boot(*, sandbox_id: str, bundle: Path, spec: dict[str, Any]) -> Sandbox:
+    async def boot(*, sandbox_id: str, spec: dict[str, Any]) -> Sandbox:
         if isinstance(config, KangarooError):
             raise config
         async with boot_slot(config.state_root.parent, processors()):
-            return await Sandbox.boot(
-                sandbox_id=sandbox_id, bundle=bundle, spec=spec, config=config
-            )
+            return await Sandbox.boot(sandbox_id=sandbox_id, spec=spec, config=config)
 
     background = Background()
     containerd = os.environ.get("TTRPC_ADDRESS", "")
@@ -144,9 +143,9 @@ def _remove(directory: Path) -> None:
     """Forget the sandbox, unless something of it could not be released: then `delete` needs the
     record.
     """
-    if (directory / "state.json").exists():
+    if (directory / STATE_NAME).exists():
         _LOG.error("the sandbox's state is kept for a later cleanup directory=%s", directory)
         with contextlib.suppress(FileNotFoundError):
-            (directory / paths.SOCKET_NAME).unlink()
+            (directory / SOCKET_NAME).unlink()
         return
     shutil.rmtree(directory, ignore_errors=True)

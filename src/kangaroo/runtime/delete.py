@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import sys
 import time
 
 from kangaroo.errors import KangarooError
+from kangaroo.linux import pidfd
 from kangaroo.runtime import paths
 from kangaroo.runtime.options import ShimOptions
 from kangaroo.wire.protobuf import encode_bytes, encode_int
@@ -83,7 +83,7 @@ def _end(directory: str, config: str, deadline: float) -> None:
 
     try:
         pidfd_send_signal(daemon, SIGTERM)
-        _ended(daemon, deadline - time.monotonic())
+        pidfd.ended(daemon, deadline - time.monotonic())
     except ProcessLookupError:
         pass
     finally:
@@ -100,7 +100,7 @@ def open_daemon(directory: str) -> int | None:
         descriptor = os.pidfd_open(pid)
     except (FileNotFoundError, NotADirectoryError, ValueError, ProcessLookupError):
         return None
-    if not _is_daemon(pid, os.path.basename(directory)) or _ended(descriptor, 0):
+    if not _is_daemon(pid, os.path.basename(directory)) or pidfd.ended(descriptor):
         os.close(descriptor)
         return None
     return descriptor
@@ -112,12 +112,6 @@ def _is_daemon(pid: int, sandbox_id: str) -> bool:
             return file.read().endswith(b"\0-id\0%s\0daemon\0" % sandbox_id.encode())
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def _ended(descriptor: int, timeout_s: float) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
 def _clean_up(directory: str, config: str, deadline: float) -> None:
@@ -133,7 +127,7 @@ def _clean_up(directory: str, config: str, deadline: float) -> None:
     if cleaner == 0:
         _run_cleaner(directory, config)
     descriptor = os.pidfd_open(cleaner)
-    if not _ended(descriptor, deadline - time.monotonic()):
+    if not pidfd.ended(descriptor, deadline - time.monotonic()):
         sys.stderr.write(f"{directory}: the guest still writes back, the cleanup goes on\n")
     os.close(descriptor)
 

@@ -29,7 +29,11 @@ async def keep(agent: AgentClient, *, interval_s: int = INTERVAL_S) -> None:
 async def _attempt(agent: AgentClient, interval_s: int, *, begins: bool) -> bool:
     """False when the guest is gone."""
     try:
-        offset_ns = await _offset(agent)
+        offset_ns, wrong_by_ns = await _offset(agent)
+        if not begins:
+            offset_ns = _certain(offset_ns, wrong_by_ns)
+        if not offset_ns:
+            return True
         step = begins or abs(offset_ns) > SLEW_LIMIT_NS
         await agent.adjust_clock(offset_ns=offset_ns, interval_s=0 if step else interval_s)
         if step:
@@ -41,9 +45,17 @@ async def _attempt(agent: AgentClient, interval_s: int, *, begins: bool) -> bool
     return True
 
 
-async def _offset(agent: AgentClient) -> int:
-    """How far the guest's clock is behind the node's. Wrong by half of the reading's time at most,
-    as the guest reads its clock at some moment of it.
+def _certain(offset_ns: int, wrong_by_ns: int) -> int:
+    """What is left of an offset where it is as small as it can be. A guest that is held up answers
+    late, and a clock that is right is to stay so.
+    """
+    least = max(0, abs(offset_ns) - wrong_by_ns)
+    return least if offset_ns > 0 else -least
+
+
+async def _offset(agent: AgentClient) -> tuple[int, int]:
+    """How far the guest's clock is behind the node's, and by how much that is wrong at most: half
+    of the reading's time, as the guest reads its clock at some moment of it.
     """
     readings = []
     for _ in range(_READINGS):
@@ -51,4 +63,5 @@ async def _offset(agent: AgentClient) -> int:
         guest = await agent.read_clock()
         after = time.time_ns()
         readings.append((after - before, (before + after) // 2 - guest))
-    return min(readings)[1]
+    delay_ns, offset_ns = min(readings)
+    return offset_ns, delay_ns // 2

@@ -22,7 +22,7 @@ from kangaroo.runtime import port_forward, virtiofsd
 from kangaroo.runtime import state as state_file
 from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.pod_events import PodName
-from kangaroo.runtime.recovery import remove_directory
+from kangaroo.runtime.recovery import remove_cgroup, remove_directory
 from kangaroo.runtime.sandbox_paths import SandboxPaths
 from kangaroo.runtime.shared_dir import SharedDirectory
 from kangaroo.runtime.sizing import MachineSize
@@ -37,9 +37,10 @@ from kangaroo.vmm.spec import (
     GuestImage,
     MachineSpec,
     NetworkDevice,
+    VirtiofsDevice,
     VsockDevice,
 )
-from kangaroo.wire.agent_protocol import DEBUG_KEY, PORT_KEY
+from kangaroo.wire.agent_protocol import DEBUG_KEY, PORT_KEY, VIRTIOFS_TAG
 
 if TYPE_CHECKING:
     from kangaroo.net.apply import PodNetwork
@@ -210,7 +211,7 @@ class HostSide:
             with _carrying_on("network"):
                 self.network.close()
         if self._cgroup is not None:
-            await asyncio.to_thread(self._remove_cgroup, self._cgroup)
+            await asyncio.to_thread(remove_cgroup, self._cgroup, _CGROUP_TIMEOUT_S)
         self._released = True
         with _carrying_on("shared directory"):
             await asyncio.to_thread(self.shared.destroy)
@@ -240,13 +241,6 @@ class HostSide:
             return cgroup.parse(path)
         except ValueError as error:
             raise InvalidRequest("linux.cgroupsPath", str(error)) from error
-
-    def _remove_cgroup(self, path: Path) -> None:
-        try:
-            cgroup.kill(path)
-            cgroup.remove(path, timeout_s=_CGROUP_TIMEOUT_S)
-        except OSError as error:
-            _LOG.warning("cgroup stays path=%s error=%s", path, error)
 
     async def _start_virtiofsd(
         self, stack: contextlib.ExitStack, confinement: Confinement
@@ -304,7 +298,7 @@ class HostSide:
             qmp_fd=listener.fileno(),
             console_fd=self.console.write_fd,
             command_line=self._command_line(),
-            virtiofs_fd=virtiofs.fileno(),
+            virtiofs=VirtiofsDevice(VIRTIOFS_TAG, virtiofs.fileno()),
             vsock=vsock_device,
             network=self._network_device(stack),
         )

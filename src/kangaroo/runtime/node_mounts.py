@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kangaroo.errors import CommandFailed, DeadlineExceeded
 from kangaroo.linux import mountinfo
+from kangaroo.linux.mount import UMOUNT_COMMAND
 from kangaroo.linux.mountinfo import MountEntry
 from kangaroo.linux.process import run
 from kangaroo.runtime import placeholder
@@ -44,15 +45,14 @@ class NodeMounts:
         No helper program: umount.nfs would talk to the server. Raises CommandFailed or
         DeadlineExceeded when even detaching fails.
         """
-        plain = ("umount", "--no-canonicalize", "--internal-only")
         try:
-            await run((*plain, path), timeout_s=self._unmount_timeout_s)
+            await run((*UMOUNT_COMMAND, path), timeout_s=self._unmount_timeout_s)
             return
         except (CommandFailed, DeadlineExceeded) as error:
             if mountinfo.at(path, mountinfo.read()) is None:
                 return
             _LOG.warning("unmount failed, detaching path=%s error=%s", path, error)
-        await run((*plain, "--lazy", path), timeout_s=self._unmount_timeout_s)
+        await run((*UMOUNT_COMMAND, "--lazy", path), timeout_s=self._unmount_timeout_s)
 
     def remove_mount_point(self, path: str) -> None:
         """Remove the empty directory or file that kubelet mounted a subPath on.

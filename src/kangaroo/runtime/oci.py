@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kangaroo.errors import InvalidRequest
-from kangaroo.wire.agent_protocol import SHARED_DIRECTORY
+from kangaroo.wire.agent_protocol import SHARED_DIRECTORY, SHARED_VOLUMES
 
 Spec = Mapping[str, Any]
 
@@ -49,8 +49,8 @@ class Bind:
 
 @dataclass(frozen=True)
 class SharedBind:
-    """The bind travels by virtio-fs, as the container's mount number `number`; `flags` are those of
-    the node's mount that the container's must have, too.
+    """The bind travels by virtio-fs, as number `number` of the volumes in the shared tree; `flags`
+    are those of the node's mount that only a mount in the guest can keep up.
     """
 
     number: int
@@ -66,7 +66,7 @@ class NasBind:
     create: bool
 
 
-Placement = SharedBind | NasBind
+BindPlace = SharedBind | NasBind
 
 
 def binds(spec: Spec, sandbox_id: str) -> tuple[Bind, ...]:
@@ -89,29 +89,22 @@ def binds(spec: Spec, sandbox_id: str) -> tuple[Bind, ...]:
 
 
 def guest_spec(
-    spec: Spec, *, container_id: str, sandbox_id: str, placements: Mapping[int, Placement]
+    spec: Spec, *, container_id: str, sandbox_id: str, places: Mapping[int, BindPlace]
 ) -> dict[str, Any]:
-    """The specification for the agent. `placements` has one entry for each of `binds(spec)`, by
-    index.
-    """
-    process = {
-        key: copy.deepcopy(value)
-        for key, value in spec["process"].items()
-        if key not in ("apparmorProfile", "selinuxLabel")
-    }
+    """The specification for the agent. `places` has one for each of `binds(spec)`, by index."""
     root = spec.get("root") or {}
     return {
         "ociVersion": spec.get("ociVersion", "1.0.2"),
-        "process": process,
+        "process": guest_process(spec["process"]),
         "root": {
             "path": f"{SHARED_DIRECTORY}/{container_id}/rootfs",
             "readonly": bool(root.get("readonly", False)),
         },
         "mounts": [
-            _mount(mount, container_id, sandbox_id, placements.get(index))
+            _mount(mount, sandbox_id, places.get(index))
             for index, mount in enumerate(spec.get("mounts") or ())
         ],
-        "linux": _linux(spec.get("linux") or {}, container_id),
+        "linux": _linux(spec.get("linux") or {}),
     }
 
 
@@ -132,18 +125,18 @@ def guest_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def volumes(spec: Spec, placements: Mapping[int, Placement]) -> list[dict[str, str | bool]]:
+def volumes(spec: Spec, places: Mapping[int, BindPlace]) -> list[dict[str, str | bool]]:
     """The `volumes` of the agent's CreateContainer."""
     mounts = spec.get("mounts") or ()
     return [
         {
             "destination": mounts[index]["destination"],
-            "volume_id": placement.volume_id,
-            "subpath": placement.subpath,
-            "create": placement.create,
+            "volume_id": place.volume_id,
+            "subpath": place.subpath,
+            "create": place.create,
         }
-        for index, placement in sorted(placements.items())
-        if isinstance(placement, NasBind)
+        for index, place in sorted(places.items())
+        if isinstance(place, NasBind)
     ]
 
 
@@ -190,17 +183,15 @@ def _is_pod_shm(mount: Mapping[str, Any], sandbox_id: str) -> bool:
     return mount.get("destination") == "/dev/shm" and source.endswith(f"/{sandbox_id}/shm")
 
 
-def _mount(
-    mount: Mapping[str, Any], container_id: str, sandbox_id: str, placement: Placement | None
-) -> dict[str, Any]:
+def _mount(mount: Mapping[str, Any], sandbox_id: str, place: BindPlace | None) -> dict[str, Any]:
     result = copy.deepcopy(dict(mount))
     if _is_bind(mount):
         result["type"] = "bind"
-    if isinstance(placement, SharedBind):
-        result["source"] = f"{SHARED_DIRECTORY}/{container_id}/mounts/{placement.number}"
+    if isinstance(place, SharedBind):
+        result["source"] = f"{SHARED_VOLUMES}/{place.number}"
         given = mount.get("options") or ()
-        result["options"] = [*given, *(flag for flag in placement.flags if flag not in given)]
-    elif isinstance(placement, NasBind):
+        result["options"] = [*given, *(flag for flag in place.flags if flag not in given)]
+    elif isinstance(place, NasBind):
         result["source"] = ""  # the agent resolves it beneath the volume
     elif _is_bind(mount) and _is_pod_shm(mount, sandbox_id):
         result["source"] = "/dev/shm"
@@ -218,10 +209,9 @@ def _namespaces(linux: Mapping[str, Any]) -> list[str]:
     return [kind for kind in _GUEST_NAMESPACES if own[kind]]
 
 
-def _linux(linux: Mapping[str, Any], container_id: str) -> dict[str, Any]:
+def _linux(linux: Mapping[str, Any]) -> dict[str, Any]:
     wanted = _namespaces(linux)
     result: dict[str, Any] = {
-        "cgroupsPath": f"/kangaroo/{container_id}",
         "namespaces": [{"type": kind} for kind in wanted],
         "resources": guest_resources(linux.get("resources") or {}),
     }

@@ -170,10 +170,7 @@ class Passthrough:
 
     def _explain(self, guest_mount: GuestMount, error: MountFailed) -> MountFailed:
         name = errno.errorcode.get(error.errno, "") if error.errno is not None else ""
-        # The agent's own words name source and options, too: once is enough.
-        named = MountFailed(guest_mount.source, guest_mount.options, "").message
-        words = error.reason.removeprefix(named)
-        reason = f"the guest at {guest_mount.guest_address} cannot mount it: {words}"
+        reason = f"the guest at {guest_mount.guest_address} cannot mount it: {error.reason}"
         if name and name not in reason:
             reason += f" [{name}]"
         return MountFailed(

@@ -7,9 +7,7 @@ configuration's parser unless the file mentions `state_root`.
 from __future__ import annotations
 
 from kangaroo.errors import InvalidRequest
-from kangaroo.wire.node_protocol import SANDBOXES_DIRECTORY, SOCKET_NAME
-
-__all__ = ["SOCKET_NAME", "check_id", "state_root"]
+from kangaroo.wire.node_protocol import SANDBOXES_DIRECTORY
 
 LOG_NAME = "shim.log"
 PID_NAME = "shim.pid"

@@ -1,9 +1,8 @@
 """A pod: one sandbox, its containers and their processes, from Create to Delete.
 
 The task service calls it with plain values and gets plain values or `kangaroo.errors`. What a
-method changes it also publishes. Every started process has one watcher, which alone ends it: drain
-the output, then the status, then who waits, then the exit event. A sandbox ends after all of its
-containers, and durably: stop, flush, power off.
+method changes it also publishes. Every started process is ended by its watcher (`process_watch`)
+alone. A sandbox ends after all of its containers, and durably: stop, flush, power off.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal as signals
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +32,15 @@ from kangaroo.runtime.agent_client import AgentClient
 from kangaroo.runtime.background import Background
 from kangaroo.runtime.oci import guest_process, guest_resources
 from kangaroo.runtime.paths import check_id
-from kangaroo.runtime.process import Container, Exit, Process, ProcessState
+from kangaroo.runtime.process import (
+    KILLED,
+    Container,
+    ExecProcess,
+    Exit,
+    Process,
+    ProcessState,
+)
+from kangaroo.runtime.process_watch import EXITS_TIMEOUT_S, ProcessWatch, settled
 from kangaroo.runtime.shared_dir import RootfsMount
 from kangaroo.runtime.spec_read import MEMBER, POD, grouping, read_spec
 from kangaroo.runtime.stdio import ProcessIo, StdioPaths
@@ -43,11 +50,8 @@ from kangaroo.wire.gen import types_pb2
 
 _LOG = logging.getLogger(__name__)
 
-KILLED = 128 + signals.SIGKILL
 LOST = 255
 
-_DRAIN_TIMEOUT_S = 10.0
-_EXITS_TIMEOUT_S = 15.0
 # How long a killed process may take to die. One that waits in the guest's kernel for a dead NAS
 # does not, and neither would the pod.
 _KILL_TIMEOUT_S = 20.0
@@ -89,9 +93,7 @@ class Sandbox(Protocol):
 class Boot(Protocol):
     """Boots the pod's sandbox from its specification."""
 
-    def __call__(
-        self, *, sandbox_id: str, bundle: Path, spec: dict[str, Any]
-    ) -> Awaitable[Sandbox]: ...
+    def __call__(self, *, sandbox_id: str, spec: dict[str, Any]) -> Awaitable[Sandbox]: ...
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,16 @@ class Pod:
         *,
         kill_timeout_s: float = _KILL_TIMEOUT_S,
     ) -> None:
-        self._kill_timeout_s = kill_timeout_s
         self._boot = boot
         self._publish = publish
         self._background = background
+        self._watch = ProcessWatch(
+            agent=self._agent,
+            lost_status=self._lost_status,
+            publish=publish,
+            background=background,
+            kill_timeout_s=kill_timeout_s,
+        )
         self._sandbox: Sandbox | None = None
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
@@ -163,7 +171,7 @@ class Pod:
             self._given_up.discard(container_id)
         self._containers[container_id] = container
         self._publish(_create_event(options, container.init.pid))
-        self._watch(container, container.init)
+        self._watch.begin(container, container.init)
         return container.init.pid
 
     async def start(self, container_id: str, exec_id: str) -> int:
@@ -179,7 +187,7 @@ class Pod:
                         container_id=container_id, exec_id=exec_id, pid=process.pid
                     )
                 )
-                self._watch(container, process)
+                self._watch.begin(container, process)
             else:
                 if not container.virtual:
                     await self._agent().start_container(container_id=container_id)
@@ -387,17 +395,13 @@ class Pod:
 
     async def _booted(self, options: CreateOptions, spec: dict[str, Any]) -> Sandbox:
         """Known from the moment it is there, so that whoever ends the pod ends it, too."""
-        self._sandbox = await self._boot(
-            sandbox_id=options.container_id, bundle=options.bundle, spec=spec
-        )
+        self._sandbox = await self._boot(sandbox_id=options.container_id, spec=spec)
         return self._sandbox
 
     async def _create_in_guest(
         self, sandbox: Sandbox, options: CreateOptions, spec: dict[str, Any], process: Process
     ) -> None:
-        io = await ProcessIo.open(options.paths)
-        streams = _issue(sandbox, options.paths)
-        try:
+        async with _stdio(sandbox, process) as streams:
             await sandbox.create_container(
                 container_id=options.container_id,
                 bundle=options.bundle,
@@ -405,85 +409,21 @@ class Pod:
                 rootfs=options.rootfs,
                 stdio=streams,
             )
-        except BaseException:
-            streams.revoke()
-            io.close()
-            raise
-        io.attach(streams)
-        process.io = io
 
     async def _start_exec(self, container: Container, process: Process) -> None:
         if container.init.state is not ProcessState.RUNNING:
             raise FailedPrecondition(f"container {container.container_id} is not running")
         assert isinstance(process, ExecProcess)
         sandbox = self._require_sandbox()
-        io = await ProcessIo.open(process.paths)
-        streams = _issue(sandbox, process.paths)
-        try:
+        async with _stdio(sandbox, process) as streams:
             await sandbox.agent.exec_process(
                 container_id=process.container_id,
                 exec_id=process.exec_id,
                 process=process.spec,
                 stdio=streams.wire,
             )
-        except BaseException:
-            streams.revoke()
-            io.close()
-            raise
-        io.attach(streams)
-        process.io = io
-        if process.stdin_closed:
-            io.close_stdin()
         process.pid = sandbox.pid
         process.enter(ProcessState.RUNNING)
-
-    def _watch(self, container: Container, process: Process) -> None:
-        if not container.virtual:
-            name = f"watch-{process.event_id}"
-            self._background.spawn(self._watch_process(container, process), name=name)
-
-    async def _watch_process(self, container: Container, process: Process) -> None:
-        result = await self._exit_of(process)
-        if process.io is not None:
-            await process.io.finish(0 if result is None else _DRAIN_TIMEOUT_S)
-        if process is container.init and result is not None:
-            await _settled(container.execs.values())
-        async with process.starting:  # an exit is never told before its start
-            process.stop(result or Exit.now(KILLED))
-            self._publish(_exit_event(process))
-
-    async def _exit_of(self, process: Process) -> Exit | None:
-        """How the process ended; None for one that was killed and does not end."""
-        ending = asyncio.ensure_future(self._exit_in_guest(process))
-        overdue = asyncio.ensure_future(self._killed_in_vain(process))
-        try:
-            await asyncio.wait({ending, overdue}, return_when=asyncio.FIRST_COMPLETED)
-            if ending.done():
-                return await ending
-            _LOG.error(
-                "killed process does not end, giving it up process=%s after_s=%g",
-                process.name,
-                self._kill_timeout_s,
-            )
-            return None
-        finally:
-            ending.cancel()
-            overdue.cancel()
-
-    async def _exit_in_guest(self, process: Process) -> Exit:
-        try:
-            ended = await self._agent().wait_process(
-                container_id=process.container_id, exec_id=process.exec_id
-            )
-        except KangarooError as error:
-            _LOG.warning("process lost process=%s error=%s", process.name, error)
-            return Exit.now(self._lost_status())
-        return Exit(ended.exit_code, ended.exited_at_ns)
-
-    async def _killed_in_vain(self, process: Process) -> None:
-        """Return when the process has had its time after SIGKILL."""
-        await process.killed.wait()
-        await asyncio.sleep(self._kill_timeout_s)
 
     async def _watch_machine(self, sandbox: Sandbox) -> None:
         """When the machine is gone, wait for its processes to be told, release it, end the
@@ -493,14 +433,12 @@ class Pod:
         lost = self._lost_status()
         _LOG.info("machine ended status=%d asked=%s", status, self._ending is not None)
         others = [c.init for c in self._containers.values() if not c.virtual]
-        await _settled(others)
+        await settled(others)
         with suppress(KangarooError, OSError):
             await self.ended()
         for container in self._containers.values():
             if container.virtual and container.init.state is not ProcessState.STOPPED:
-                async with container.init.starting:
-                    container.init.stop(Exit.now(lost))
-                    self._publish(_exit_event(container.init))
+                await self._watch.stop(container.init, status=lost)
 
     async def _watch_events(self, agent: AgentClient) -> None:
         try:
@@ -532,11 +470,11 @@ class Pod:
             with suppress(KangarooError):
                 await self._kill_in_guest(container)
         try:
-            async with asyncio.timeout(_EXITS_TIMEOUT_S):
+            async with asyncio.timeout(EXITS_TIMEOUT_S):
                 await container.init.wait()
         except TimeoutError as error:
             raise DeadlineExceeded(
-                f"{container.init.name} did not end within {_EXITS_TIMEOUT_S:g} s of being killed"
+                f"{container.init.name} did not end within {EXITS_TIMEOUT_S:g} s of being killed"
             ) from error
 
     async def _undo(self, container: Container) -> None:
@@ -547,7 +485,7 @@ class Pod:
         init = container.init
         with suppress(KangarooError, TimeoutError):
             await self._kill_in_guest(container)
-            async with asyncio.timeout(_EXITS_TIMEOUT_S):
+            async with asyncio.timeout(EXITS_TIMEOUT_S):
                 await self._agent().wait_process(container_id=container.container_id, exec_id="")
         await self._delete_in_guest(init)
         if init.io is not None:
@@ -592,29 +530,29 @@ class Pod:
         return sandbox.agent
 
 
-@dataclass(eq=False)
-class ExecProcess(Process):
-    """A process that `start` runs from `spec`, an OCI process."""
-
-    spec: dict[str, Any] = field(default_factory=dict)
-
-
-def _issue(sandbox: Sandbox, paths: StdioPaths) -> StreamSet:
-    return sandbox.streams().issue(
+@asynccontextmanager
+async def _stdio(sandbox: Sandbox, process: Process) -> AsyncIterator[StreamSet]:
+    """The streams by which the guest makes the process meanwhile. They are joined to its fifos once
+    it is made; nothing of either is left when it fails.
+    """
+    paths = process.paths
+    io = await ProcessIo.open(paths)
+    streams = sandbox.streams().issue(
         terminal=paths.terminal,
         stdin=bool(paths.stdin),
         stdout=bool(paths.stdout),
         stderr=bool(paths.stderr),
     )
-
-
-async def _settled(processes: Iterable[Process]) -> None:
-    """Wait, with a bound, until those that run have ended and been told."""
-    running = [p for p in processes if p.state is ProcessState.RUNNING]
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_EXITS_TIMEOUT_S):
-            for process in running:
-                await process.wait()
+    try:
+        yield streams
+    except BaseException:
+        streams.revoke()
+        io.close()
+        raise
+    io.attach(streams)
+    process.io = io
+    if process.stdin_closed:
+        io.close_stdin()
 
 
 def _create_event(options: CreateOptions, pid: int) -> task_events.TaskCreate:
@@ -631,18 +569,6 @@ def _create_event(options: CreateOptions, pid: int) -> task_events.TaskCreate:
         ),
         pid=pid,
     )
-
-
-def _exit_event(process: Process) -> task_events.TaskExit:
-    assert process.exit is not None
-    event = task_events.TaskExit(
-        container_id=process.container_id,
-        id=process.event_id,
-        pid=process.pid,
-        exit_status=process.exit.status,
-    )
-    event.exited_at.FromNanoseconds(process.exit.at_ns)
-    return event
 
 
 def _delete_event(process: Process) -> task_events.TaskDelete:

@@ -7,9 +7,13 @@ import time
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from signal import SIGKILL
+from typing import Any
 
 from kangaroo.errors import AlreadyExists, FailedPrecondition, NotFound
 from kangaroo.runtime.stdio import ProcessIo, StdioPaths
+
+KILLED = 128 + SIGKILL
 
 
 class ProcessState(Enum):
@@ -93,6 +97,13 @@ class Process:
         await self._exited.wait()
         assert self.exit is not None
         return self.exit
+
+
+@dataclass(eq=False)
+class ExecProcess(Process):
+    """A process that `start` runs from `spec`, an OCI process."""
+
+    spec: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

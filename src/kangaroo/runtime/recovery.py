@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import shutil
 from pathlib import Path
 
 from kangaroo.errors import FailedPrecondition, NotFound
-from kangaroo.linux import cgroup, mountinfo
+from kangaroo.linux import cgroup, mountinfo, pidfd
 from kangaroo.runtime import state as state_file
 from kangaroo.runtime.sandbox_paths import SandboxPaths
 from kangaroo.runtime.shared_dir import SharedDirectory
@@ -60,6 +59,15 @@ def remove_directory(state_dir: Path) -> None:
     shutil.rmtree(state_dir, ignore_errors=True)
 
 
+def remove_cgroup(path: Path, timeout_s: float) -> None:
+    """End what is in the control group, and remove it. What stays after `timeout_s` is logged."""
+    try:
+        cgroup.kill(path)
+        cgroup.remove(path, timeout_s=timeout_s)
+    except OSError as error:
+        _LOG.warning("cgroup stays path=%s error=%s", path, error)
+
+
 def _end_processes(state: SandboxState, flush_s: float) -> bool:
     """Whether the guest ended by itself, which it does when all is written back."""
     flushed = True
@@ -72,12 +80,7 @@ def _end_processes(state: SandboxState, flush_s: float) -> bool:
     if state.virtiofsd is not None:
         state.virtiofsd.kill()
     if state.cgroup is not None:
-        path = Path(state.cgroup)
-        try:
-            cgroup.kill(path)
-            cgroup.remove(path, timeout_s=_CGROUP_TIMEOUT_S)
-        except OSError as error:
-            _LOG.warning("cgroup stays path=%s error=%s", path, error)
+        remove_cgroup(Path(state.cgroup), _CGROUP_TIMEOUT_S)
     return flushed
 
 
@@ -100,11 +103,7 @@ def _wait_gone(process: ProcessIdentity, timeout_s: float) -> bool:
     except ProcessLookupError:
         return True
     try:
-        if not process.alive():
-            return True
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000))
+        return not process.alive() or pidfd.ended(descriptor, timeout_s)
     finally:
         os.close(descriptor)
 

@@ -47,8 +47,6 @@ _LOG = logging.getLogger(__name__)
 
 _TAKE_BACK_S = 5.0
 
-__all__ = ["RootfsMount", "Sandbox"]
-
 
 class Sandbox:
     """One running sandbox. Made by `boot`; every method may be called again."""
@@ -85,7 +83,6 @@ class Sandbox:
         cls,
         *,
         sandbox_id: str,
-        bundle: Path,  # noqa: ARG003 - the pause container that it holds does not run
         spec: Mapping[str, Any],
         config: RuntimeConfig,
     ) -> Sandbox:
@@ -137,17 +134,17 @@ class Sandbox:
             await asyncio.to_thread(
                 shared.mount_rootfs, container_id, rootfs or (_bundle_rootfs(bundle, spec),)
             )
-            placements = await self._place_binds(container_id, spec)
+            places = await self._place_binds(container_id, spec)
             return await self.agent.create_container(
                 container_id=container_id,
                 spec=oci.guest_spec(
                     spec,
                     container_id=container_id,
                     sandbox_id=self.id,
-                    placements=placements,
+                    places=places,
                 ),
                 stdio=stdio.wire,
-                volumes=oci.volumes(spec, placements),
+                volumes=oci.volumes(spec, places),
             )
         except BaseException as error:
             if isinstance(error, DeadlineExceeded):
@@ -159,7 +156,7 @@ class Sandbox:
         """Unmount the container's root and binds on the node. Idempotent, also while the sandbox
         ends, which takes them with it.
         """
-        await asyncio.to_thread(self._host.shared.remove, container_id)
+        await self._host.shared.remove(container_id)
         self._host.forget_container(container_id)
 
     async def wait_exit(self) -> int:
@@ -214,21 +211,19 @@ class Sandbox:
 
     async def _place_binds(
         self, container_id: str, spec: Mapping[str, Any]
-    ) -> dict[int, oci.Placement]:
+    ) -> dict[int, oci.BindPlace]:
         binds = oci.binds(spec, self.id)
-        placements: dict[int, oci.Placement] = dict(await self._volumes.place(binds))
+        places: dict[int, oci.BindPlace] = dict(await self._volumes.place(binds))
         for bind in binds:
-            if bind.index in placements:
+            if bind.index in places:
                 continue
-            flags = await self._host.shared.bind(
+            places[bind.index] = await self._host.shared.bind(
                 container_id,
-                bind.index,
                 bind.source,
                 read_only=bind.read_only,
                 timeout_s=self._host.config.unmount_timeout_s,
             )
-            placements[bind.index] = oci.SharedBind(bind.index, flags)
-        return placements
+        return places
 
     def _keep_clock(self) -> asyncio.Task[None]:
         return asyncio.create_task(guest_clock.keep(self.agent), name="guest-clock")
@@ -280,9 +275,21 @@ def _plan(
     pod = PodName.of(annotations)
     cgroups_path = (spec.get("linux") or {}).get("cgroupsPath")
     identity = client_identity.kernel_parameter(pod.uid if pod else None, sandbox_id)
+    size = machine_size(
+        annotations,
+        config,
+        memory_bounded=cgroup.memory_bounded(cgroups_path),
+        group_bytes=cgroup.memory_limit(cgroups_path),
+    )
+    if size.missing_mib:
+        _LOG.warning(
+            "machine is smaller than the pod's limits ask sandbox=%s memory_mib=%d missing_mib=%d:"
+            " raise the RuntimeClass's overhead.podFixed.memory, or max_memory_mib",
+            *(sandbox_id, size.memory_mib, size.missing_mib),
+        )
     placement = Placement(
         sandbox_id=sandbox_id,
-        size=machine_size(annotations, config, memory_bounded=cgroup.memory_bounded(cgroups_path)),
+        size=size,
         netns=admission.network_namespace(spec),
         cgroups_path=cgroups_path,
         pod=pod,

@@ -1,5 +1,8 @@
-"""The tree that virtiofsd exports to the guest: `<container>/rootfs` and `<container>/mounts/<n>`,
-all bind mounts.
+"""The tree that virtiofsd exports to the guest: `<container>/rootfs` and `volumes/<n>`, all bind
+mounts.
+
+A volume that several containers of the pod have is bound once: each bind is a file system of its
+own in the guest, and what lies in two has no sockets, pipes, locks or pages in common.
 
 The directory is a shared mount, so what is mounted in it later appears in virtiofsd's own mount
 namespace, which is a slave of it. Volumes are bound recursively and made slaves of where they come
@@ -10,18 +13,21 @@ volume's data.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kangaroo.errors import InvalidRequest, MountFailed, Unsupported
 from kangaroo.linux import bind, mount, mountinfo, python_child
 from kangaroo.linux.mount import MountFlag, UmountFlag
 from kangaroo.linux.process import run
+from kangaroo.runtime.oci import SharedBind
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,6 +51,10 @@ _FLAGS = {
 _GUESTS_FLAGS = ("nosuid", "nodev", "noexec")
 _LOWER = "lowerdir="
 _IGNORED = {"rw", "defaults", "suid", "dev", "exec", "atime"}
+_VOLUMES = "volumes"
+# Where kubelet puts one directory of several emptyDirs, and one bind of it for each container that
+# has a subPath of a volume.
+_EMPTY_DIRS, _SUB_PATHS = "/kubernetes.io~empty-dir/", "/volume-subpaths/"
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,12 @@ class RootfsMount:
     options: tuple[str, ...]
 
 
+@dataclass
+class _Volume:
+    bind: SharedBind
+    containers: set[str] = field(default_factory=set)
+
+
 class SharedDirectory:
     """One sandbox's exported tree, in a directory of the sandbox's own. Every method is idempotent;
     mount errors are `MountFailed`.
@@ -66,6 +82,10 @@ class SharedDirectory:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        # By what is bound. No number is used twice: a guest remembers what it had.
+        self._volumes: dict[tuple[object, ...], _Volume] = {}
+        self._numbers = itertools.count()
+        self._binding = asyncio.Lock()
 
     def prepare(self) -> None:
         """Make the directory a shared mount of its own, within one of the directory above it."""
@@ -102,50 +122,61 @@ class SharedDirectory:
                 ) from error
 
     async def bind(
-        self, container_id: str, number: int, source: str, *, read_only: bool, timeout_s: float
-    ) -> tuple[str, ...]:
-        """Bind `source` on `<container>/mounts/<number>`; it may be a directory or a regular file.
-        Returns those flags of the mount it lies on that only a mount in the guest can keep up.
+        self, container_id: str, source: str, *, read_only: bool, timeout_s: float
+    ) -> SharedBind:
+        """Bind `source`, a directory or a regular file, or find it bound for another container.
 
         `read_only` is enforced here on the node: what the guest makes of its own mount is up to
-        whoever is root there.
+        whoever is root there. An emptyDir is the exception. Some container of the pod writes to
+        it, and one that only reads it is to find that one's sockets.
 
         Raises InvalidRequest when it does not exist, Unsupported for a socket or a device,
         MountFailed, and DeadlineExceeded when it lies on a file system whose server or daemon
         does not answer.
         """
-        target = self.root / container_id / "mounts" / str(number)
-        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         entry = mountinfo.covering(source, mountinfo.read())
         remote = entry is not None and entry.fstype not in _LOCAL_FSTYPES
-        if not await _is_directory(source, remote=remote, timeout_s=timeout_s):
-            target.touch(mode=0o600)
-        else:
-            target.mkdir(mode=0o755, exist_ok=True)
-        try:
-            if remote:
-                # A path on a dead server blocks mount(2) too; in a child it can be given up.
-                access = "ro" if read_only else "rw"
-                argv = python_child.command(bind.__name__, access, source, str(target))
-                await run(argv, timeout_s=timeout_s, env=python_child.environment())
-            else:
-                mount.bind(source, target, recursive=True, read_only=read_only)
-            mount.make_slave(target, recursive=True)
-        except OSError as error:
-            raise MountFailed(source, "rbind", str(error), errno=error.errno) from error
-        return tuple(flag for flag in _GUESTS_FLAGS if entry is not None and flag in entry.options)
+        inode = await _inode(source, remote=remote, timeout_s=timeout_s)
+        read_only = read_only and _EMPTY_DIRS not in source
+        # Of one directory kubelet makes a bind for each container with a subPath.
+        name = "" if _SUB_PATHS in source else source
+        key = (name, inode, read_only)
+        async with self._binding:
+            volume = self._volumes.get(key)
+            if volume is None:
+                number = next(self._numbers)
+                target = self.root / _VOLUMES / str(number)
+                try:
+                    await _bind(
+                        *(source, target, inode),
+                        remote=remote,
+                        read_only=read_only,
+                        timeout_s=timeout_s,
+                    )
+                except BaseException:
+                    await asyncio.to_thread(_take_away, [target])
+                    raise
+                options = entry.options if entry is not None else ()
+                flags = tuple(flag for flag in _GUESTS_FLAGS if flag in options)
+                volume = self._volumes[key] = _Volume(SharedBind(number, flags))
+            volume.containers.add(container_id)
+            return volume.bind
 
-    def remove(self, container_id: str) -> None:
-        """Take a container's mounts and directories away."""
-        directory = self.root / container_id
-        _detach_below(directory)
-        _remove_skeleton(directory)
+    async def remove(self, container_id: str) -> None:
+        """Take a container's root and directories away, and what no other container has bound."""
+        over = [self.root / container_id]
+        for key, volume in list(self._volumes.items()):
+            volume.containers.discard(container_id)
+            if not volume.containers:
+                del self._volumes[key]
+                over.append(self.root / _VOLUMES / str(volume.bind.number))
+        await asyncio.to_thread(_take_away, over)
 
     def destroy(self) -> None:
         """Take everything away, the shared mount included."""
         with contextlib.suppress(FileNotFoundError):
-            for directory in sorted(self.root.iterdir()):
-                self.remove(directory.name)
+            volumes = self.root / _VOLUMES
+            _take_away([*_entries(volumes), *_entries(self.root)])
         _detach_below(self.root)
         try:
             self.root.rmdir()
@@ -154,6 +185,36 @@ class SharedDirectory:
         except OSError as error:  # what is left goes with the state directory
             _LOG.warning("cannot remove path=%s error=%s", self.root, error)
         _detach_below(self.root.parent)
+
+
+@dataclass(frozen=True)
+class _Inode:
+    """What is bound, and whether it is a directory."""
+
+    device: int
+    number: int
+    directory: bool
+
+
+async def _bind(
+    source: str, target: Path, inode: _Inode, *, remote: bool, read_only: bool, timeout_s: float
+) -> None:
+    target.parent.mkdir(mode=0o755, exist_ok=True)
+    if inode.directory:
+        target.mkdir(mode=0o755, exist_ok=True)
+    else:
+        target.touch(mode=0o600)
+    try:
+        if remote:
+            # A path on a dead server blocks mount(2) too; in a child it can be given up.
+            access = "ro" if read_only else "rw"
+            argv = python_child.command(bind.__name__, access, source, str(target))
+            await run(argv, timeout_s=timeout_s, env=python_child.environment())
+        else:
+            mount.bind(source, target, recursive=True, read_only=read_only)
+        mount.make_slave(target, recursive=True)
+    except OSError as error:
+        raise MountFailed(source, "rbind", str(error), errno=error.errno) from error
 
 
 def _parse_options(options: Sequence[str]) -> tuple[MountFlag, str]:
@@ -194,22 +255,23 @@ def _below(root: Path, target: str) -> Path:
     return root.joinpath(*parts)
 
 
-async def _is_directory(source: str, *, remote: bool, timeout_s: float) -> bool:
+async def _inode(source: str, *, remote: bool, timeout_s: float) -> _Inode:
     if remote:
-        kind = await run(("stat", "-L", "-c", "%F", "--", source), timeout_s=timeout_s)
-        directory, regular = kind.strip() == "directory", kind.startswith("regular")
+        told = await run(("stat", "-L", "-c", "%f %d %i", "--", source), timeout_s=timeout_s)
+        mode_digits, device, number = told.split()
+        mode, inode = int(mode_digits, 16), (int(device), int(number))
     else:
         try:
-            mode = Path(source).stat().st_mode
+            found = Path(source).stat()
         except FileNotFoundError as error:
             raise InvalidRequest("mount source", f"{source} does not exist") from error
-        directory, regular = stat.S_ISDIR(mode), stat.S_ISREG(mode)
-    if not directory and not regular:
+        mode, inode = found.st_mode, (found.st_dev, found.st_ino)
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise Unsupported(
             f"mount source {source} is not supported by a Kangaroo sandbox: "
             "a socket, pipe or device of the node does not work in the guest"
         )
-    return directory
+    return _Inode(*inode, directory=stat.S_ISDIR(mode))
 
 
 def _detach_below(directory: Path) -> None:
@@ -228,19 +290,23 @@ def _detach_below(directory: Path) -> None:
             _LOG.debug("detach mount_point=%s error=%s", point, error)
 
 
-def _remove_skeleton(directory: Path) -> None:
-    """Remove the directories and mount points that we made. Never recursive: what is not empty
-    stays, with a warning.
+def _entries(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir()) if directory.is_dir() else []
+
+
+def _take_away(paths: Sequence[Path]) -> None:
+    """Remove directories and mount points that we made. Never recursive: what is not empty stays,
+    with a warning.
     """
-    mounts = directory / "mounts"
-    points = sorted(mounts.iterdir()) if mounts.is_dir() else []
-    for path in (*points, mounts, directory / "rootfs", directory):
-        try:
-            if path.is_dir():
-                path.rmdir()
-            elif path.is_file() and path.stat().st_size == 0:
-                path.unlink()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            _LOG.warning("cannot remove path=%s error=%s", path, error)
+    for path in paths:
+        _detach_below(path)
+        for each in (path / "rootfs", path):
+            try:
+                if each.is_dir():
+                    each.rmdir()
+                elif each.is_file() and each.stat().st_size == 0:
+                    each.unlink()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                _LOG.warning("cannot remove path=%s error=%s", each, error)

@@ -16,6 +16,7 @@ from kangaroo.errors import FailedPrecondition
 from kangaroo.runtime import paths
 from kangaroo.runtime.options import DEFAULT_CONFIG_PATH, ShimOptions, config_path
 from kangaroo.runtime.spec_read import MEMBER, grouping, read_spec
+from kangaroo.wire.node_protocol import SOCKET_NAME
 
 LISTENER_FD = 3
 _BACKLOG = 128
@@ -31,7 +32,7 @@ def start(options: ShimOptions, task_options: bytes) -> str:
     kind, sandbox_id = grouping(read_spec("."), options.sandbox_id)
     config = _config(options, task_options)
     directory = f"{paths.state_root(config)}/{sandbox_id}"
-    path = f"{directory}/{paths.SOCKET_NAME}"
+    path = f"{directory}/{SOCKET_NAME}"
     if not _answers(path):
         if kind == MEMBER:
             raise FailedPrecondition(

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from kangaroo.errors import FailedPrecondition, NotFound
+from kangaroo.linux import pidfd
 from kangaroo.linux.mountinfo import MountEntry
+from kangaroo.wire.node_protocol import STATE_NAME
 
 VERSION = 1
-FILE_NAME = "state.json"
 
+_KILL_TIMEOUT_S = 10.0
 _START_TIME_FIELD = 22  # of /proc/<pid>/stat, counted from 1 (man 5 proc_pid_stat)
 
 
@@ -56,7 +58,7 @@ class ProcessIdentity:
             if self.alive():
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                _wait_ended(descriptor)
+                pidfd.ended(descriptor, _KILL_TIMEOUT_S)
         finally:
             os.close(descriptor)
 
@@ -191,14 +193,14 @@ def decode_volume(document: dict[str, Any]) -> VolumeState:
 def load(directory: Path) -> SandboxState:
     """Read the state in `directory`. Raises NotFound, FailedPrecondition."""
     try:
-        return decode((directory / FILE_NAME).read_bytes())
+        return decode((directory / STATE_NAME).read_bytes())
     except FileNotFoundError as error:
         raise NotFound(f"no sandbox state in {directory}") from error
 
 
 def save(directory: Path, state: SandboxState) -> None:
     """Replace the state in `directory` durably. Raises OSError."""
-    replace_file(directory / FILE_NAME, encode(state))
+    replace_file(directory / STATE_NAME, encode(state))
 
 
 def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
@@ -235,11 +237,3 @@ def _start_ticks(pid: int) -> int | None:
     if fields[0] in (b"Z", b"X"):
         return None
     return int(fields[_START_TIME_FIELD - 3])
-
-
-def _wait_ended(descriptor: int, timeout_s: float = 10) -> None:
-    import select
-
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    poll.poll(timeout_s * 1000)

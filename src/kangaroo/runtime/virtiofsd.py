@@ -11,6 +11,10 @@ from kangaroo.errors import FailedPrecondition
 from kangaroo.vmm.child import Child, private_listener
 from kangaroo.vmm.confinement import Confinement
 
+# How many requests of a guest may wait at once, for a server that does not answer or a slow disk,
+# before the others do. By default it serves one at a time, of whatever file system.
+_THREADS = 32
+
 
 async def start(
     binary: Path,
@@ -70,6 +74,7 @@ def arguments(binary: Path, shared: Path, listener_fd: int, *, xattr: bool) -> t
         "--sandbox=namespace",
         "--announce-submounts",
         *(("--xattr",) if xattr else ()),
+        f"--thread-pool-size={_THREADS}",
         "--cache=auto",
         "--inode-file-handles=never",
         "--log-level=warn",

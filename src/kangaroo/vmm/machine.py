@@ -35,8 +35,7 @@ class LaunchPaths:
 class Machine:
     """One QEMU process under QMP. Made by `launch`; ended by the guest or by `kill`."""
 
-    def __init__(self, spec: MachineSpec, child: Child, qmp: QMPClient) -> None:
-        self.spec = spec
+    def __init__(self, child: Child, qmp: QMPClient) -> None:
         self._child = child
         self._qmp = qmp
 
@@ -76,16 +75,11 @@ class Machine:
             await child.stop(grace_s=0)
             raise
         _LOG.info("machine started name=%s pid=%d", spec.name, child.pid)
-        return cls(spec, child, qmp)
+        return cls(child, qmp)
 
     @property
     def pid(self) -> int:
         return self._child.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether the QEMU process is still there."""
-        return self._child.status is None
 
     async def wait(self) -> int:
         """Wait until QEMU has ended; its exit status, or minus the signal that killed it."""

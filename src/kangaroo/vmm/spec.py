@@ -17,16 +17,20 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-SHARED_DIRECTORY_TAG = "kangaroo"
-
 # What a Linux guest of this machine should know. Times are of Linux 6.12 under emulated KVM.
 KERNEL_PARAMETERS = (
     "initcall_blacklist=cmos_init",  # there is no RTC; its driver polls the absent chip for 6 s
     "cryptomgr.notests",  # self tests of ciphers, 1 s
     "no_timer_check",  # KVM's timers work; the check waits ten ticks
     "tsc=reliable",
+    "swiotlb=noforce",  # 64 MiB for devices that cannot reach all memory; virtio can
     "reboot=t",  # without ACPI's reset register a triple fault is the one way that always ends QEMU
 )
+
+# As the node's, but for what a guest does not need and could use against it: virtualisation of its
+# own, performance counters. Of wider addresses than 48 bits `microvm` gives devices the topmost
+# quarter, which KVM cannot map where it has page tables of four levels only.
+_HOST_CPU = "host,host-phys-bits-limit=48,vmx=off,svm=off,pmu=off"
 
 _CONSOLE_FDSET = 1
 
@@ -47,6 +51,14 @@ class GuestImage:
     kernel: Path
     initrd: Path | None = None
     rootfs: Path | None = None
+
+
+@dataclass(frozen=True)
+class VirtiofsDevice:
+    """A directory that the guest mounts by `tag`; `fd` is connected to its virtiofsd already."""
+
+    tag: str
+    fd: int
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,8 @@ class MachineSpec:
     """Everything that decides a QEMU command line. Descriptors are numbers in the process that
     starts QEMU.
 
-    `memory_fd` is `machine.guest_memory()`; `virtiofs_fd` is connected to virtiofsd already;
-    `qmp_fd` listens; `console_fd` is the write end of a pipe (`console.Console`).
+    `memory_fd` is `machine.guest_memory()`; `qmp_fd` listens; `console_fd` is the write end of a
+    pipe (`console.Console`).
     """
 
     name: str
@@ -85,14 +97,16 @@ class MachineSpec:
     console_fd: int
     accelerator: Accelerator = Accelerator.KVM
     command_line: tuple[str, ...] = ()
-    virtiofs_fd: int | None = None
+    virtiofs: VirtiofsDevice | None = None
     vsock: VsockDevice | None = None
     network: NetworkDevice | None = None
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """The descriptors that QEMU must inherit."""
-        fds = [self.memory_fd, self.qmp_fd, self.console_fd, self.virtiofs_fd]
+        fds: list[int | None] = [self.memory_fd, self.qmp_fd, self.console_fd]
+        if self.virtiofs is not None:
+            fds.append(self.virtiofs.fd)
         if self.vsock is not None:
             fds.append(self.vsock.vhost_fd)
         if self.network is not None:
@@ -126,7 +140,7 @@ def _base(spec: MachineSpec) -> Iterator[str]:
     # The default, SeaBIOS, puts the ACPI tables at the end of memory, and then loads the initrd
     # there, over them as it happens to be long. Without its tables the guest finds no PCI.
     yield from ("-bios", "qboot.rom")
-    yield from ("-cpu", "host" if kvm else "max")
+    yield from ("-cpu", _HOST_CPU if kvm else "max")
     yield from ("-smp", str(spec.vcpus))
     yield from ("-m", f"{spec.memory_mib}M")
     # vhost-user and vhost map guest memory themselves, so it must be shareable. Only this kind of
@@ -172,13 +186,13 @@ def _boot(spec: MachineSpec) -> Iterator[str]:
 
 
 def _virtiofs(spec: MachineSpec) -> Iterator[str]:
-    if spec.virtiofs_fd is None:
+    if spec.virtiofs is None:
         return
-    yield from ("-chardev", f"socket,id=virtiofs,fd={spec.virtiofs_fd}")
+    yield from ("-chardev", f"socket,id=virtiofs,fd={spec.virtiofs.fd}")
     # This one has no legacy form.
     yield from (
         "-device",
-        f"vhost-user-fs-pci,chardev=virtiofs,tag={SHARED_DIRECTORY_TAG},queue-size=1024",
+        f"vhost-user-fs-pci,chardev=virtiofs,tag={spec.virtiofs.tag},queue-size=1024",
     )
 
 

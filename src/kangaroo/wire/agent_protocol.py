@@ -17,6 +17,7 @@ TOKEN_HEX_DIGITS = 32
 
 VIRTIOFS_TAG = "kangaroo"
 SHARED_DIRECTORY = "/run/kangaroo/shared"
+SHARED_VOLUMES = f"{SHARED_DIRECTORY}/volumes"
 NAS_DIRECTORY = "/run/kangaroo/nas"
 PORT_KEY = "kangaroo.port"
 DEBUG_KEY = "kangaroo.debug"

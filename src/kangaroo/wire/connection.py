@@ -52,11 +52,6 @@ class ServerConnection:
         self._open: set[int] = set()
         self._last_stream_id = 0
 
-    @property
-    def open_streams(self) -> frozenset[int]:
-        """The calls that are not answered yet."""
-        return frozenset(self._open)
-
     def receive(self, data: bytes) -> list[RequestReceived]:
         """Take bytes from the peer; return the calls that they complete."""
         events = []
@@ -118,11 +113,6 @@ class ClientConnection:
         self._open: set[int] = set()
         self._forgotten: set[int] = set()
         self._next_stream_id = 1
-
-    @property
-    def open_streams(self) -> frozenset[int]:
-        """The calls that wait for an answer."""
-        return frozenset(self._open)
 
     def request(
         self, service: str, method: str, payload: bytes, timeout_ns: int = 0

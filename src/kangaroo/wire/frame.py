@@ -54,13 +54,6 @@ class FrameDecoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes of an unfinished frame; not zero at end-of-file means that the stream was cut
-        short.
-        """
-        return len(self._buffer)
-
     def feed(self, data: bytes) -> list[Frame]:
         """Return the frames that `data` completes.
 

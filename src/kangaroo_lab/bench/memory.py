@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING
 
 from kangaroo.errors import KangarooError
+from kangaroo_lab import data
 from kangaroo_lab.evidence import in_pod
 from kangaroo_lab.rollout import Pod
 
@@ -33,7 +33,7 @@ class Memory:
 
 def measure(lab: Lab, pod: Pod, sandbox_id: str) -> Memory:
     """Read both sides now. Raises KangarooError when the node has no process of the sandbox."""
-    program = resources.files("kangaroo_lab").joinpath("data/bench/sandbox_memory.py").read_text()
+    program = data.text("bench/sandbox_memory.py")
     done = lab.nodes[pod.node].exec(["python3", "-I", "-S", "-", sandbox_id], input=program)
     parts: dict[str, int] = json.loads(done.stdout)
     if "qemu" not in parts:
