@@ -373,3 +373,21 @@ def test_a_container_that_is_deleted_while_it_is_made_is_not_made(agent: Agent) 
         agent.answer(creation)
     assert given_up.value.code == Code.FAILED_PRECONDITION
     assert not (agent.cgroup / "c").exists()
+
+
+def test_sysctls_are_set_and_what_the_kernel_refuses_is_told(agent: Agent) -> None:
+    wanted = {
+        "net.ipv4.tcp_keepalive_time": "600",
+        "net.ipv4.no_such": "1",
+        "net.ipv4.tcp_fin_timeout": "soon",
+    }
+    answer = agent.call(Method.SET_SYSCTLS, sysctls=wanted)
+    assert answer == {
+        "refused": {
+            "net.ipv4.no_such": "No such file or directory",
+            "net.ipv4.tcp_fin_timeout": "Invalid argument",
+        }
+    }
+    own = f"/proc/{agent.pid}/root/proc/sys/net/ipv4/tcp_keepalive_time"
+    read = ["nsenter", f"--target={agent.pid}", "--net", "cat", own]
+    assert subprocess.run(read, check=True, capture_output=True, text=True).stdout == "600\n"

@@ -123,6 +123,23 @@ def read_frame(fd: int, wanted: bytes) -> None:
     pytest.fail(f"no frame with {wanted!r} arrived")
 
 
+def test_settings_of_the_pods_namespace_are_the_guests(pod: str) -> None:
+    """Not those of the namespace that the shim is in."""
+
+    def change() -> None:
+        Path("/proc/sys/net/ipv4/tcp_rmem").write_text("4096 100000 200000")
+        Path("/proc/sys/net/ipv6/conf/eth0/accept_ra").write_text("0")
+
+    netns.run_in(pod, change)
+    network = apply.connect(pod)
+    assert network is not None
+    network.close()
+    settings = dict(network.plan.guest.sysctls)
+    assert settings["net/ipv4/tcp_rmem"].split() == ["4096", "100000", "200000"]
+    assert settings["net/ipv6/conf/eth0/accept_ra"] == "0"
+    assert "net/ipv4/tcp_congestion_control" in settings
+
+
 def test_frames_pass_both_ways_and_the_guest_gets_the_interface(pod: str) -> None:
     network = apply.connect(pod)
     assert network is not None

@@ -6,6 +6,7 @@ test and what it asks for. `Space` is one namespace with the few verbs that test
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -175,6 +176,17 @@ class Space:
     def container_id(self, name: str, container: str) -> str:
         """containerd's id of one container of a pod."""
         return str(self.status(name, container)["containerID"]).removeprefix("containerd://")
+
+    @contextlib.contextmanager
+    def node_setting(self, path: str, value: str) -> Iterator[None]:
+        """The kernel of the node has `value` at `path`, and afterwards what it had."""
+        before = self.node.exec(["cat", path]).stdout.strip()
+        write = ["sh", "-c", 'echo "$2" >"$1"', "sh", path]
+        self.node.exec([*write, value])
+        try:
+            yield
+        finally:
+            self.node.exec([*write, before])
 
     def describe(self, name: str) -> str:
         return self.kubectl("describe", "pod", name).stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -129,22 +128,10 @@ def space(lab: Lab, directory: Path) -> Iterator[pods.Space]:
         waiting.ready(space, "plain")
         # One superblock serves all mounts of a source with the same options.
         space.node.exec(["sh", "-c", f"echo {READ_AHEAD_KIB} >{read_ahead_file(space)}"])
-        with session_slots(space):
+        with space.node_setting(f"/sys/module/{SESSION_SLOTS_FILE}", SESSION_SLOTS):
             space.apply(direct_pod(), simple_pod("shared"))
             waiting.ready(space, "direct", "shared", "plain", timeout_s=2 * waiting.START_S)
             yield space
-
-
-@contextlib.contextmanager
-def session_slots(space: pods.Space) -> Iterator[None]:
-    """The node's NFS client has another number of session slots than by itself."""
-    path = f"/sys/module/{SESSION_SLOTS_FILE}"
-    before = space.node.exec(["cat", path]).stdout.strip()
-    space.node.exec(["sh", "-c", f"echo {SESSION_SLOTS} >{path}"])
-    try:
-        yield
-    finally:
-        space.node.exec(["sh", "-c", f"echo {before} >{path}"])
 
 
 def read_ahead_file(space: pods.Space) -> str:

@@ -31,6 +31,10 @@ SYSCTLS = (
     "vm/max_map_count",
     "vm/overcommit_memory",
 )
+# A new network namespace has these of the node's.
+TCP = ("net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem", "net/ipv4/tcp_congestion_control")
+WINDOW = "4096\t131072\t5000000"
+OWN_SYSCTLS = {"net.ipv4.tcp_keepalive_time": "600", "kernel.shm_rmid_forced": "1"}
 
 # The node's own programs: busybox has no iptables.
 LIBRARY = "/node/lib/x86_64-linux-gnu"
@@ -64,6 +68,10 @@ def settings(value: str) -> pods.Document:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": data}
 
 
+def sysctls(values: dict[str, str]) -> list[pods.Document]:
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
 def surrounded_pod() -> pods.Document:
     """A pod with one of everything that kubelet puts around a container."""
     field = {"fieldRef": {"fieldPath": "status.podIP"}}
@@ -88,7 +96,7 @@ def surrounded_pod() -> pods.Document:
         ),
         metadata={"labels": {"colour": "red"}},
         hostname="the-host",
-        securityContext={"fsGroup": 2000},
+        securityContext={"fsGroup": 2000, "sysctls": sysctls(OWN_SYSCTLS)},
         hostAliases=[{"ip": "192.0.2.7", "hostnames": ["alias.example.test"]}],
         dnsPolicy="None",
         dnsConfig={"nameservers": ["192.0.2.53"], "searches": ["example.test"]},
@@ -112,8 +120,9 @@ def peer_pod() -> pods.Document:
 @pytest.fixture(scope="module")
 def space(lab: Lab) -> Iterator[pods.Space]:
     with pods.opened(lab, "environment") as space:
-        space.apply(secret("one"), settings("one"), peer_pod(), surrounded_pod())
-        waiting.ready(space, "main", "peer")
+        with space.node_setting("/proc/sys/net/ipv4/tcp_rmem", WINDOW):
+            space.apply(secret("one"), settings("one"), peer_pod(), surrounded_pod())
+            waiting.ready(space, "main", "peer")
         yield space
 
 
@@ -179,6 +188,19 @@ def test_kernel_settings_are_those_of_the_node(space: pods.Space) -> None:
     in_guest = space.say("main", read, container="root").split()
     assert in_guest == space.say("peer", read).split()
     assert in_guest[-1] == "1", "kubelet sets it, and no kernel has it by itself"
+
+
+def test_tcp_is_set_as_in_a_namespace_of_the_node(space: pods.Space) -> None:
+    read = f"cd /proc/sys && cat {' '.join(TCP)}"
+    in_guest = space.say("main", read, container="root")
+    assert in_guest == space.say("peer", read)
+    assert in_guest.splitlines()[0] == WINDOW
+
+
+def test_a_pods_own_sysctls(space: pods.Space) -> None:
+    files = " ".join(f"/proc/sys/{name.replace('.', '/')}" for name in OWN_SYSCTLS)
+    found = space.say("main", f"cat {files}", container="user").split()
+    assert found == [*OWN_SYSCTLS.values()]
 
 
 def test_limits_are_those_of_the_node(space: pods.Space) -> None:
@@ -300,6 +322,11 @@ REFUSED: dict[str, tuple[pods.Document, pods.Document, str]] = {
     "privileged": (container("main", securityContext={"privileged": True}), {}, "privileged"),
     "host-network": (container("main"), {"hostNetwork": True}, "host ?network"),
     "host-pid": (container("main"), {"hostPID": True}, "host ?pid"),
+    "sysctl": (
+        container("main"),
+        {"securityContext": {"sysctls": sysctls({"kernel.shm_rmid_forced": "7"})}},
+        r"sysctl kernel\.shm_rmid_forced: the guest refuses '7'",
+    ),
 }
 
 

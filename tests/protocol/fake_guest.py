@@ -140,6 +140,7 @@ STATS = {
     "pids": {"current": 3, "max": 100},
 }
 ANSWERS: dict[Method, dict[str, Any]] = {
+    Method.SET_SYSCTLS: {"refused": {}},
     Method.LIST_PIDS: {"pids": [1, 7]},
     Method.CONTAINER_STATS: STATS,
     Method.SHUTDOWN: {"volumes": []},

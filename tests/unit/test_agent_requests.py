@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kangaroo.agent import requests
+from kangaroo.agent import requests, sysctls
 from kangaroo.agent.control import handlers_of
 from kangaroo.agent.service import Service
 from kangaroo.errors import InvalidRequest
@@ -66,3 +66,21 @@ def test_missing_key_is_refused() -> None:
 def test_payload_that_is_not_an_object_is_refused(payload: bytes) -> None:
     with pytest.raises(InvalidRequest):
         requests.read(Method.POWER_OFF, payload)
+
+
+@pytest.mark.parametrize("name", ["net/../../../etc/passwd", "/etc/passwd", "", "net..x", "net/"])
+def test_a_sysctl_is_one(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="sysctls"):
+        requests.read(Method.SET_SYSCTLS, encode({"sysctls": {name: "1"}}))
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("net.ipv4.conf.eth0/100.rp_filter", "net/ipv4/conf/eth0.100/rp_filter"),
+        ("net/ipv4/conf/eth0.100/rp_filter", "net/ipv4/conf/eth0.100/rp_filter"),
+        ("kernel.shm_rmid_forced", "kernel/shm_rmid_forced"),
+    ],
+)
+def test_where_a_sysctl_is(name: str, path: str) -> None:
+    assert sysctls.path(name) == path

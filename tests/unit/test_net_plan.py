@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kangaroo.errors import FailedPrecondition, Unsupported
-from kangaroo.net.model import Address, Link, NamespaceState, Neighbour, Route
+from kangaroo.net.model import Address, Link, NamespaceState, Neighbour, Route, Sysctl
 from kangaroo.net.plan import (
     GuestAddress,
     GuestInterface,
@@ -54,6 +54,24 @@ def guest_of(*, addresses: tuple[Address, ...], routes: tuple[Route, ...] = ()) 
     result = plan(NamespaceState(links=(LOOPBACK, VETH), addresses=addresses, routes=routes))
     assert result is not None
     return result.guest
+
+
+def test_settings_of_the_namespace_and_of_the_interface_are_the_guests() -> None:
+    state = NamespaceState(
+        links=(LOOPBACK, Link(7, "net1", VETH.mac, 1450, "veth")),
+        addresses=(Address(7, "10.244.1.2", 24),),
+        sysctls=(
+            Sysctl("ipv4/tcp_rmem", "1 2 3"),
+            Sysctl("accept_ra", "1", LOOPBACK.index),
+            Sysctl("accept_ra", "0", 7),
+        ),
+    )
+    result = plan(state)
+    assert result is not None
+    assert result.guest.sysctls == (
+        ("net/ipv4/tcp_rmem", "1 2 3"),
+        ("net/ipv6/conf/eth0/accept_ra", "0"),
+    )
 
 
 def test_bridge_cni() -> None:

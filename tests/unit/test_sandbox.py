@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from kangaroo.errors import DeadlineExceeded, Unavailable
-from kangaroo.runtime import node_settings, oci, sandbox
+from kangaroo.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from kangaroo.runtime import oci, sandbox
 from kangaroo.runtime.agent_client import VolumeFlush
 from kangaroo.runtime.config import RuntimeConfig
 from kangaroo.runtime.pod_events import Reason
 from kangaroo.runtime.sandbox import Sandbox
 from kangaroo.runtime.state import SandboxState, VolumeState
-from kangaroo.vmm.spec import Accelerator
 
 VOLUME = VolumeState("nas-1", "nas:/csi", "nfs4", (), (), None)
 NAMESPACES = [{"type": kind, "path": f"/proc/1/ns/{kind}"} for kind in ("network", "ipc", "pid")]
@@ -157,18 +156,33 @@ def test_flags_of_the_nodes_mounts_are_those_of_the_containers() -> None:
     assert world.spec["mounts"][0]["options"] == ["rbind", "rw", "nosuid", "noexec"]
 
 
-def test_a_pods_own_sysctls_win_over_the_nodes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel obeys the later of two."""
-    monkeypatch.setattr(node_settings, "kernel_parameters", lambda: ("sysctl.vm.max_map_count=1",))
-    for name in ("vmlinuz", "initrd.img", "rootfs.erofs"):
-        (tmp_path / name).touch()
-    config = RuntimeConfig(guest_image=tmp_path, accelerator=Accelerator.TCG, user="root")
-    linux = {"namespaces": NAMESPACES, "sysctl": {"vm.max_map_count": "2"}}
-    placement, _ = sandbox._plan("s1", {"linux": linux}, config)
-    assert placement.kernel_parameters == (
-        "nfs.nfs4_unique_id=s1",
-        "sysctl.vm.max_map_count=1",
-        "sysctl.vm.max_map_count=2",
-    )
+class Kernel:
+    """A guest's: takes what it has, in the order in which it is told."""
+
+    def __init__(self, *refused: str) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.refused = dict.fromkeys(refused, "No such file or directory")
+
+    async def set_sysctls(self, sysctls: dict[str, str]) -> dict[str, str]:
+        self.told += sysctls.items()
+        return {name: why for name, why in self.refused.items() if name in sysctls}
+
+
+def set_sysctls(kernel: Kernel, pods: dict[str, str]) -> None:
+    nodes = {"net/ipv4/tcp_rmem": "1 2 3"}
+    asyncio.run(sandbox._set_sysctls(kernel, nodes, pods))  # type: ignore[arg-type]
+
+
+def test_a_pods_own_sysctls_come_after_the_nodes() -> None:
+    kernel = Kernel()
+    set_sysctls(kernel, {"net.ipv4.tcp_rmem": "4 5 6"})
+    assert kernel.told == [("net/ipv4/tcp_rmem", "1 2 3"), ("net.ipv4.tcp_rmem", "4 5 6")]
+
+
+def test_a_sysctl_that_the_guest_refuses_is_named() -> None:
+    with pytest.raises(InvalidRequest, match=r"net\.x: the guest refuses '1': No such file"):
+        set_sysctls(Kernel("net.x"), {"net.x": "1"})
+
+
+def test_a_guest_can_be_without_what_only_the_node_has() -> None:
+    set_sysctls(Kernel("net/ipv4/tcp_rmem"), {"net.x": "1"})

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kangaroo.agent.sysctls import path
 from kangaroo.errors import InvalidRequest
 from kangaroo.wire.agent_protocol import TOKEN_HEX_DIGITS, Method, decode
 
@@ -59,6 +60,14 @@ def _boolean(value: Any) -> bool:
 
 def _mapping(value: Any) -> bool:
     return isinstance(value, dict)
+
+
+def _sysctls(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(map(_text, value.values()))
+        and not any({"", ".", ".."} & set(path(name).split("/")) for name in value)
+    )
 
 
 def _optional_text(value: Any) -> bool:
@@ -121,6 +130,7 @@ _SHAPES: Mapping[str, Mapping[str, Check]] = {
         "routes": _list_of(_ROUTE),
         "neighbours": _list_of(_NEIGHBOUR),
     },
+    Method.SET_SYSCTLS: {"sysctls": _sysctls},
     Method.READ_CLOCK: {},
     Method.ADJUST_CLOCK: {"offset_ns": _signed, "interval_s": _integer},
     Method.MOUNT_NAS: {

@@ -12,6 +12,7 @@ from typing import Any
 
 import kangaroo
 from kangaroo.agent import clock, log, network, port_forward
+from kangaroo.agent import sysctls as sysctl_files
 from kangaroo.agent.children import Children
 from kangaroo.agent.containers import Containers
 from kangaroo.agent.loop import Future, Loop
@@ -103,6 +104,9 @@ class Service:
             self._children, interfaces=interfaces, routes=routes, neighbours=neighbours
         )
         return {}
+
+    async def set_sysctls(self, *, sysctls: dict[str, str]) -> Answer:
+        return {"refused": await sysctl_files.write(self._children, sysctls)}
 
     async def read_clock(self) -> Answer:
         return {"time_ns": time.time_ns()}

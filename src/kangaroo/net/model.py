@@ -62,10 +62,22 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class Sysctl:
+    """A setting of the namespace, by its path beneath /proc/sys/net; or of a link, by its name in
+    the link's directory of net/ipv6/conf.
+    """
+
+    name: str
+    value: str
+    link_index: int | None = None
+
+
+@dataclass(frozen=True)
 class NamespaceState:
-    """What rtnetlink shows in one network namespace."""
+    """What rtnetlink and /proc/sys show in one network namespace."""
 
     links: tuple[Link, ...] = ()
     addresses: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
+    sysctls: tuple[Sysctl, ...] = ()

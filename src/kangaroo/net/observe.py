@@ -1,14 +1,17 @@
-"""Read a network namespace with rtnetlink into plain data. Thin: no decisions here."""
+"""Read a network namespace with rtnetlink and from /proc/sys into plain data. No decisions here."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
-from kangaroo.net.model import Address, Link, NamespaceState, Neighbour, Route
+from kangaroo.net.model import Address, Link, NamespaceState, Neighbour, Route, Sysctl
 from kangaroo.net.rtnetlink import IPRoute
 
+_PROC_SYS_NET = Path("/proc/sys/net")
 _IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
 _TABLE_MAIN = 254
@@ -17,13 +20,20 @@ _NUD_PERMANENT = 0x80
 _RTNH_F_ONLINK = 4
 
 
+# A new namespace has these of the node's (net/ipv4/tcp_ipv4.c, tcp_sk_init); CNI plugins set them.
+_NAMESPACES = ("ipv4/tcp_congestion_control", "ipv4/tcp_rmem", "ipv4/tcp_wmem")
+_INTERFACES = ("accept_ra", "disable_ipv6")
+
+
 def observe(ipr: IPRoute) -> NamespaceState:
-    """What the namespace of `ipr` holds now."""
+    """What the namespace of `ipr`, the calling thread's own, holds now."""
+    links = tuple(_link(message) for message in ipr.get_links())
     return NamespaceState(
-        links=tuple(_link(message) for message in ipr.get_links()),
+        links=links,
         addresses=tuple(_address(message) for message in ipr.get_addr()),
         routes=tuple(_routes(ipr)),
         neighbours=tuple(_neighbours(ipr)),
+        sysctls=tuple(_sysctls(links)),
     )
 
 
@@ -83,6 +93,18 @@ def _route(message: Any, family: int, device: int) -> Route:
         metric=message.get_attr("RTA_PRIORITY"),
         source=message.get_attr("RTA_PREFSRC"),
     )
+
+
+def _sysctls(links: Iterable[Link]) -> Iterator[Sysctl]:
+    """What the kernel has of them: without IPv6 there is nothing of an interface."""
+    for name in _NAMESPACES:
+        with contextlib.suppress(OSError):
+            yield Sysctl(name, (_PROC_SYS_NET / name).read_text().strip())
+    for link in links:
+        for name in _INTERFACES:
+            with contextlib.suppress(OSError):
+                value = (_PROC_SYS_NET / "ipv6/conf" / link.name / name).read_text().strip()
+                yield Sysctl(name, value, link.index)
 
 
 def _neighbours(ipr: IPRoute) -> list[Neighbour]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kangaroo.errors import FailedPrecondition, Unsupported
@@ -102,6 +103,7 @@ class GuestNetwork:
     interfaces: tuple[GuestInterface, ...] = ()
     routes: tuple[GuestRoute, ...] = ()
     neighbours: tuple[GuestNeighbour, ...] = ()
+    sysctls: tuple[tuple[str, str], ...] = ()  # names and values
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -169,7 +171,15 @@ def _guest(link: Link, state: NamespaceState) -> GuestNetwork:
         for entry in state.neighbours
         if entry.link_index == link.index
     )
-    return GuestNetwork((interface,), tuple(routes), neighbours)
+    return GuestNetwork((interface,), tuple(routes), neighbours, tuple(_sysctls(link, state)))
+
+
+def _sysctls(link: Link, state: NamespaceState) -> Iterator[tuple[str, str]]:
+    for sysctl in state.sysctls:
+        if sysctl.link_index is None:
+            yield f"net/{sysctl.name}", sysctl.value
+        elif sysctl.link_index == link.index:
+            yield f"net/ipv6/conf/{GUEST_INTERFACE}/{sysctl.name}", sysctl.value
 
 
 def _addresses(link: Link, state: NamespaceState) -> list[Address]:

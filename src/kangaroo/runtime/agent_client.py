@@ -91,6 +91,12 @@ class AgentClient:
             Method.CONFIGURE_NETWORK, interfaces=interfaces, routes=routes, neighbours=neighbours
         )
 
+    async def set_sysctls(self, sysctls: Mapping[str, str]) -> dict[str, str]:
+        """Set kernel settings of the guest; which of them its kernel refused, and why."""
+        answer = await self._call(Method.SET_SYSCTLS, sysctls=dict(sysctls))
+        refused = answer.get("refused")
+        return {str(name): str(why)[:200] for name, why in dict(refused or {}).items()}
+
     async def read_clock(self) -> int:
         """The guest's wall clock, nanoseconds since the epoch."""
         return _integer(await self._call(Method.READ_CLOCK), "time_ns")

@@ -20,12 +20,7 @@ from kangaroo.wire.agent_protocol import SHARED_DIRECTORY, SHARED_VOLUMES
 Spec = Mapping[str, Any]
 
 _BIND_OPTIONS = {"bind", "rbind"}
-_SYSCTL_NAME = re.compile(r"[a-z0-9_]+([./-][a-z0-9_]+)+")
-_SYSCTL_INTERFACE = re.compile(r"net[./]ipv[46][./](?:conf|neigh)[./]([^./]+)")
-_EVERY_INTERFACE = {"all", "default", "lo"}
-# Of the 2048 bytes of command line that x86 has, the rest is ours.
-_SYSCTLS_BYTES = 1280
-_SYSCTL_VALUE = re.compile(r"[A-Za-z0-9_.,:/ \t-]{1,256}")
+_SYSCTL_NAME = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)+")
 
 # The pod shares these with the guest, which is the pod's own; a network or IPC namespace per
 # container would part its containers from each other.
@@ -146,30 +141,14 @@ def oom_score(spec: Spec) -> int | None:
     return score if isinstance(score, int) and -1000 <= score <= 1000 else None
 
 
-def kernel_parameters(spec: Spec) -> tuple[str, ...]:
-    """The pod's sysctls as kernel parameters `sysctl.<name>=<value>`, which the kernel sets before
-    its first process.
-
-    Raises InvalidRequest naming one that cannot be put on a command line, or that is of an
-    interface, of which there are none yet; and when they are too many.
-    """
-    parameters: list[str] = []
-    for name, value in sorted(((spec.get("linux") or {}).get("sysctl") or {}).items()):
-        if not _SYSCTL_NAME.fullmatch(name) or not _SYSCTL_VALUE.fullmatch(str(value)):
-            raise InvalidRequest(
-                f"sysctl {name}", f"{value!r} cannot be passed to the guest's kernel"
-            )
-        if (interface := _SYSCTL_INTERFACE.match(name)) and interface[1] not in _EVERY_INTERFACE:
-            raise InvalidRequest(
-                f"sysctl {name}",
-                "the guest's kernel is given it before it has that interface",
-                hint="`default` in place of its name is what every new interface gets",
-            )
-        quoted = f'"{value}"' if " " in value or "\t" in value else value
-        parameters.append(f"sysctl.{name}={quoted}")
-    if len(" ".join(parameters)) > _SYSCTLS_BYTES:
-        raise InvalidRequest("sysctls", f"they are more than {_SYSCTLS_BYTES} bytes together")
-    return tuple(parameters)
+def sysctls(spec: Spec) -> dict[str, str]:
+    """The pod's kernel settings. Raises InvalidRequest for a name that none can have."""
+    found = {}
+    for name, value in ((spec.get("linux") or {}).get("sysctl") or {}).items():
+        if not _SYSCTL_NAME.fullmatch(name):
+            raise InvalidRequest(f"sysctl {name}", "no kernel has a setting of such a name")
+        found[name] = str(value)
+    return found
 
 
 def _is_bind(mount: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 from kangaroo.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    InvalidRequest,
     KangarooError,
     NotFound,
     Unavailable,
@@ -93,6 +94,7 @@ class Sandbox:
         something), CommandFailed, DeadlineExceeded, Unavailable.
         """
         placement, policy = _plan(sandbox_id, spec, config)
+        sysctls = oci.sysctls(spec)
         host = HostSide(placement, config)
         try:
             await host.start()
@@ -101,6 +103,8 @@ class Sandbox:
             await _introduce(agent, sandbox_id, str(spec.get("hostname") or sandbox_id[:12]))
             if network.interfaces:
                 await agent.configure_network(**_network_message(network))
+            if network.sysctls or sysctls:
+                await _set_sysctls(agent, dict(network.sysctls), sysctls)
         except BaseException:
             await host.release()
             raise
@@ -293,12 +297,7 @@ def _plan(
         netns=admission.network_namespace(spec),
         cgroups_path=cgroups_path,
         pod=pod,
-        # Of two that set the same, the kernel obeys the later.
-        kernel_parameters=(
-            identity,
-            *node_settings.kernel_parameters(),
-            *oci.kernel_parameters(spec),
-        ),
+        kernel_parameters=(identity, *node_settings.kernel_parameters()),
     )
     config.require_guest_image()
     config.credentials()
@@ -331,6 +330,16 @@ async def _connect_agent(host: HostSide) -> AgentClient:
         control.cancel()
         ended.cancel()
         await asyncio.gather(control, ended, return_exceptions=True)
+
+
+async def _set_sysctls(agent: AgentClient, nodes: dict[str, str], pods: dict[str, str]) -> None:
+    """Set what the pod's namespace has on the node, and over that what the pod asks for. Raises
+    InvalidRequest naming one of the pod's that the guest's kernel refuses.
+    """
+    for name, why in (await agent.set_sysctls(nodes | pods)).items():
+        if name in pods:
+            raise InvalidRequest(f"sysctl {name}", f"the guest refuses {pods[name]!r}: {why}")
+        _LOG.warning("guest has not the node's sysctl %s=%s: %s", name, nodes.get(name), why)
 
 
 async def _take_back(agent: AgentClient, container_id: str) -> None:

@@ -28,6 +28,7 @@ class Method(StrEnum):
 
     HELLO = "Hello"
     CONFIGURE_NETWORK = "ConfigureNetwork"
+    SET_SYSCTLS = "SetSysctls"
     READ_CLOCK = "ReadClock"
     ADJUST_CLOCK = "AdjustClock"
     MOUNT_NAS = "MountNas"
