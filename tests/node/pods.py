@@ -6,7 +6,6 @@ test and what it asks for. `Space` is one namespace with the few verbs that test
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import secrets
@@ -177,7 +176,7 @@ class Space:
         """containerd's id of one container of a pod."""
         return str(self.status(name, container)["containerID"]).removeprefix("containerd://")
 
-    @contextlib.contextmanager
+    @contextmanager
     def node_setting(self, path: str, value: str) -> Iterator[None]:
         """The kernel of the node has `value` at `path`, and afterwards what it had."""
         before = self.node.exec(["cat", path]).stdout.strip()

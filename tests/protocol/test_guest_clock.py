@@ -33,7 +33,7 @@ async def kept(behind_ns: int, *failures: tuple[Method, Code]) -> AsyncIterator[
     guest.failures = {method: Status(code, "refused") for method, code in failures}
     serving = asyncio.create_task(guest.serve())
     agent = await AgentClient.connect(near, timeout_s=5)
-    keeping = asyncio.create_task(guest_clock.keep(agent, interval_s=INTERVAL_S))
+    keeping = asyncio.create_task(_kept(agent))
     try:
         async with asyncio.timeout(DEADLINE_S):
             yield guest
@@ -44,6 +44,10 @@ async def kept(behind_ns: int, *failures: tuple[Method, Code]) -> AsyncIterator[
         await agent.aclose()
         await asyncio.gather(serving, keeping, return_exceptions=True)
         far.close()
+
+
+async def _kept(agent: AgentClient) -> None:
+    assert not await guest_clock.keep(agent, silence_limit_s=DEADLINE_S, interval_s=INTERVAL_S)
 
 
 async def until(
@@ -104,5 +108,34 @@ def test_a_guest_that_refuses_is_asked_again() -> None:
             guest.failures.clear()
             await until(guest, 2)
             assert abs(guest.behind_ns) < NEAR_NS
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("held_up_s", "silent"), [(DEADLINE_S, True), (0, False)])
+def test_a_guest_that_answers_no_more_is_found(held_up_s: float, silent: bool) -> None:
+    """And one that was away for a while is not taken for it."""
+
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        guest = FakeAgent(far)
+        serving = asyncio.create_task(guest.serve())
+        agent = await AgentClient.connect(near, timeout_s=0.3)
+        guest.clock_held_up_s = DEADLINE_S
+        keeping = asyncio.create_task(guest_clock.keep(agent, silence_limit_s=0.5, interval_s=0))
+        try:
+            await asyncio.sleep(0.4)  # it has not answered once
+            guest.clock_held_up_s = held_up_s
+            if silent:
+                assert await asyncio.wait_for(keeping, DEADLINE_S)
+            else:
+                await until(guest, 20, Method.READ_CLOCK)
+                guest.die()
+                assert not await asyncio.wait_for(keeping, DEADLINE_S)
+        finally:
+            await agent.aclose()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            far.close()
 
     asyncio.run(scenario())

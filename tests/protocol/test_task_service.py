@@ -5,6 +5,7 @@ fake guest.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ from google.protobuf.message import Message
 from tests.protocol.fake_guest import FakeSandbox, Log, booter
 
 from kangaroo.errors import Unavailable
+from kangaroo.runtime import process_watch
 from kangaroo.runtime.background import Background
 from kangaroo.runtime.events import EventPublisher
 from kangaroo.runtime.pod import Pod
@@ -432,6 +434,62 @@ def test_output_waits_for_a_slow_reader_and_is_not_lost(tmp_path: Path) -> None:
         assert bytes(received) == sent
 
     play(tmp_path, scenario)
+
+
+def test_an_exit_does_not_wait_for_a_slow_reader_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `kubectl exec POD -- cat big.log | less`."""
+    monkeypatch.setattr(process_watch, "_DRAIN_TIMEOUT_S", 0.3)
+
+    async def scenario(c: Containerd) -> None:
+        await c.run(POD, "sandbox")
+        await c.run("app", stdout=_fifo_with_reader(c, "out"))
+        far = c.shim.sandbox.hub.issued[-1].guest_end("stdout")
+        sent = os.urandom(400_000)
+        sending = asyncio.create_task(asyncio.to_thread(_send_and_close, far, sent))
+        c.shim.sandbox.guest.exit("app")
+        assert await c.wait("app") == 0
+        await asyncio.sleep(1)
+        received = bytearray()
+        while len(received) < len(sent):
+            try:
+                received += os.read(READERS[0], 65536)
+            except BlockingIOError:
+                await asyncio.sleep(0)
+        await sending
+        assert bytes(received) == sent
+        await c.delete("app")
+        assert os.read(READERS[0], 1) == b""
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("bytes_sent", [0, 400_000])
+def test_whoever_keeps_output_back_keeps_no_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_sent: int
+) -> None:
+    """A guest that says nothing more and does not close, or nobody who reads."""
+    monkeypatch.setattr(process_watch, "_DRAIN_TIMEOUT_S", 0.3)
+
+    async def scenario(c: Containerd) -> None:
+        await c.run(POD, "sandbox")
+        await c.run("app", stdout=_fifo_with_reader(c, "out"))
+        far = c.shim.sandbox.hub.issued[-1].guest_end("stdout")
+        sending = asyncio.create_task(asyncio.to_thread(_send, far, bytes(bytes_sent)))
+        c.shim.sandbox.guest.exit("app")
+        assert await c.wait("app") == 0
+        assert (await c.delete("app")).exit_status == 0
+        await sending
+        while os.read(READERS[0], 1 << 20):  # until its end: the shim has closed
+            pass
+
+    play(tmp_path, scenario)
+
+
+def _send(sock: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(ConnectionError):  # as far as somebody takes it
+        sock.sendall(data)
 
 
 def _send_and_close(sock: socket.socket, data: bytes) -> None:

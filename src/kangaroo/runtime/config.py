@@ -38,7 +38,7 @@ class RuntimeConfig:
     qemu: Path = Path("/usr/bin/qemu-system-x86_64")
     virtiofsd: Path = Path("/usr/libexec/virtiofsd")
     accelerator: Accelerator = Accelerator.KVM
-    user: str = "kangaroo"  # QEMU runs as this user; a name or a number
+    user: str = "kangaroo"  # whose group QEMU has; a name or a number
 
     memory_mib: int = 256  # the guest's own, on top of the pod's
     unlimited_pod_memory_mib: int = 1024  # on top, for a pod without a memory limit
@@ -50,6 +50,7 @@ class RuntimeConfig:
 
     boot_timeout_s: float = 120.0
     call_timeout_s: float = 60.0
+    guest_silence_timeout_s: float = 600.0  # then a guest that does not answer is ended
     nas_mount_timeout_s: float = 60.0
     unmount_timeout_s: float = 20.0
     shutdown_timeout_s: float = 60.0
@@ -73,7 +74,7 @@ class RuntimeConfig:
         return self.guest_image / manifest.ROOT
 
     def credentials(self) -> Credentials | None:
-        """Who QEMU runs as; None for root. Adds the group that owns /dev/kvm.
+        """Whose group QEMU has, and the group that owns /dev/kvm; None for root.
 
         Raises FailedPrecondition when the user does not exist.
         """
@@ -160,7 +161,7 @@ def _user(user: str) -> tuple[int, int]:
         entry = pwd.getpwnam(user)
     except KeyError:
         raise FailedPrecondition(
-            f"the user {user!r} that QEMU is to run as does not exist on this node",
+            f"the user {user!r} whose group QEMU is to have does not exist on this node",
             hint="create it as a system user, or set `user` in the runtime's configuration",
         ) from None
     return entry.pw_uid, entry.pw_gid

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 
-from kangaroo.errors import KangarooError, Unavailable
+from kangaroo.errors import DeadlineExceeded, KangarooError, Unavailable
 from kangaroo.runtime.agent_client import AgentClient
 
 _LOG = logging.getLogger(__name__)
@@ -16,33 +16,46 @@ INTERVAL_S = 64
 SLEW_LIMIT_NS = 500_000_000
 # Of several readings the one that took the least time says the most.
 _READINGS = 3
+_UNANSWERED = 3
 
 
-async def keep(agent: AgentClient, *, interval_s: int = INTERVAL_S) -> None:
-    """Set the guest's clock by the node's at once, and hold it there until the guest is gone."""
-    begins = True
-    while await _attempt(agent, interval_s, begins=begins):
+async def keep(agent: AgentClient, *, silence_limit_s: float, interval_s: int = INTERVAL_S) -> bool:
+    """Set the guest's clock by the node's at once, and hold it there until the guest is gone.
+
+    True when it is not gone, and has not answered for `silence_limit_s` nor, whatever happened to
+    the node meanwhile, several times in a row.
+    """
+    loop = asyncio.get_running_loop()
+    begins, heard_at, unanswered = True, loop.time(), 0
+    while True:
+        try:
+            await _adjust(agent, interval_s, begins=begins)
+        except Unavailable:
+            return False
+        except DeadlineExceeded as error:
+            _LOG.warning("guest's clock is not adjusted error=%s", error)
+            unanswered += 1
+            silent_s = loop.time() - heard_at
+            if silent_s >= silence_limit_s and unanswered >= _UNANSWERED:
+                return True
+        except KangarooError as error:
+            _LOG.warning("guest's clock is not adjusted error=%s", error)
+            heard_at, unanswered = loop.time(), 0
+        else:
+            heard_at, unanswered = loop.time(), 0
         begins = False
         await asyncio.sleep(interval_s)
 
 
-async def _attempt(agent: AgentClient, interval_s: int, *, begins: bool) -> bool:
-    """False when the guest is gone."""
-    try:
-        offset_ns, wrong_by_ns = await _offset(agent)
-        if not begins:
-            offset_ns = _certain(offset_ns, wrong_by_ns)
-        if not offset_ns:
-            return True
+async def _adjust(agent: AgentClient, interval_s: int, *, begins: bool) -> None:
+    offset_ns, wrong_by_ns = await _offset(agent)
+    if not begins:
+        offset_ns = _certain(offset_ns, wrong_by_ns)
+    if offset_ns:
         step = begins or abs(offset_ns) > SLEW_LIMIT_NS
         await agent.adjust_clock(offset_ns=offset_ns, interval_s=0 if step else interval_s)
         if step:
             _LOG.info("guest's clock is set offset_ns=%d", offset_ns)
-    except Unavailable:
-        return False
-    except KangarooError as error:
-        _LOG.warning("guest's clock is not adjusted error=%s", error)
-    return True
 
 
 def _certain(offset_ns: int, wrong_by_ns: int) -> int:

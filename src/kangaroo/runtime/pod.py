@@ -40,7 +40,7 @@ from kangaroo.runtime.process import (
     Process,
     ProcessState,
 )
-from kangaroo.runtime.process_watch import EXITS_TIMEOUT_S, ProcessWatch, settled
+from kangaroo.runtime.process_watch import EXITS_TIMEOUT_S, ProcessWatch, close_io, settled
 from kangaroo.runtime.shared_dir import RootfsMount
 from kangaroo.runtime.spec_read import MEMBER, POD, grouping, read_spec
 from kangaroo.runtime.stdio import ProcessIo, StdioPaths
@@ -251,6 +251,7 @@ class Pod:
         container = self.container(container_id)
         process = container.process(exec_id)
         process.require(ProcessState.CREATED, ProcessState.STOPPED, verb="delete")
+        await close_io(process)
         if exec_id:
             await self._delete_exec(container, process)
             return process

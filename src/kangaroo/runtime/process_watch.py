@@ -1,7 +1,8 @@
 """How a pod's processes end.
 
-Every started process has one watcher, which alone ends it: drain the output, then the status, then
-who waits, then the exit event. A container's init waits for the execs that end with it.
+Every started process has one watcher, which alone ends it: drain the output, as far as its reader
+is quick, then the status, then who waits, then the exit event. A container's init waits for the
+execs that end with it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class ProcessWatch:
     async def _watch(self, container: Container, process: Process) -> None:
         result = await self._exit_of(process)
         if process.io is not None:
-            await process.io.finish(0 if result is None else _DRAIN_TIMEOUT_S)
+            ended = process.io.abort() if result is None else process.io.finish(_DRAIN_TIMEOUT_S)
+            await ended
         if process is container.init and result is not None:
             await settled(container.execs.values())
         await self.stop(process, status=KILLED, result=result)
@@ -101,6 +103,13 @@ class ProcessWatch:
         """Return when the process has had its time after SIGKILL."""
         await process.killed.wait()
         await asyncio.sleep(self._kill_timeout_s)
+
+
+async def close_io(process: Process) -> None:
+    """Give the reader of a process that has ended a last time for what it has not taken."""
+    if process.state is ProcessState.STOPPED and process.io is not None:
+        await process.io.finish(_DRAIN_TIMEOUT_S)
+        await process.io.abort()
 
 
 async def settled(processes: Iterable[Process]) -> None:

@@ -230,7 +230,14 @@ class Sandbox:
         return places
 
     def _keep_clock(self) -> asyncio.Task[None]:
-        return asyncio.create_task(guest_clock.keep(self.agent), name="guest-clock")
+        return asyncio.create_task(self._watch_clock(), name="guest-clock")
+
+    async def _watch_clock(self) -> None:
+        """The one call that every guest has to answer all the time tells whether it still does."""
+        limit_s = self._host.config.guest_silence_timeout_s
+        if await guest_clock.keep(self.agent, silence_limit_s=limit_s):
+            _LOG.error("guest does not answer, so the sandbox ends sandbox=%s", self.id)
+            await self.shutdown()
 
     async def _end(self) -> None:
         self._clock.cancel()

@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,6 +52,29 @@ class Streams(Protocol):
     def stderr(self) -> Awaitable[socket.socket] | None: ...
 
 
+class _Patience:
+    """How long the guest may let wait for a stream or its next piece: at first without end."""
+
+    def __init__(self) -> None:
+        self._limit_s: float | None = None
+        self._waiting: asyncio.Timeout | None = None
+
+    def end(self, limit_s: float) -> None:
+        """From now on `limit_s`, also of what is waited for already."""
+        self._limit_s = limit_s
+        if self._waiting is not None:
+            self._waiting.reschedule(asyncio.get_running_loop().time() + limit_s)
+
+    @contextlib.asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """Raises TimeoutError out of what is waited for in it."""
+        try:
+            async with asyncio.timeout(self._limit_s) as self._waiting:
+                yield
+        finally:
+            self._waiting = None
+
+
 class ProcessIo:
     """The open fifos of one process and the copying between them and the guest."""
 
@@ -59,6 +82,8 @@ class ProcessIo:
         self._fds: dict[str, int] = {}
         self._outputs: list[asyncio.Task[None]] = []
         self._input: asyncio.Task[None] | None = None
+        self._patience: list[_Patience] = []
+        self._draining: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, paths: StdioPaths) -> ProcessIo:
@@ -81,7 +106,9 @@ class ProcessIo:
         for name in ("stdout", "stderr"):
             stream = getattr(streams, name)
             if stream is not None:
-                copy = _quietly(_copy_out(stream, self._fds[name]), name)
+                patience = _Patience()
+                self._patience.append(patience)
+                copy = _quietly(_copy_out(stream, self._fds[name], patience), name)
                 self._outputs.append(asyncio.create_task(copy, name=name))
         if streams.stdin is not None:
             copy = _quietly(_copy_in(self._fds["stdin"], streams.stdin), "stdin")
@@ -94,20 +121,27 @@ class ProcessIo:
         self._close("stdin-keep")
 
     async def finish(self, timeout_s: float) -> None:
-        """Wait until all output is in the fifos, at most `timeout_s`; then stop and close.
-        Idempotent.
+        """Wait until all output is in the fifos and they are closed, at most `timeout_s`.
+
+        What a slow reader has not taken by then goes on coming, until it has it all or `abort`.
+        A guest that says nothing more for `timeout_s` is not waited for. Idempotent.
         """
+        if self._draining is None:
+            for patience in self._patience:
+                patience.end(timeout_s)
+            self._draining = asyncio.create_task(self._drain(), name="drain")
+        await asyncio.wait({self._draining}, timeout=timeout_s)
+
+    async def _drain(self) -> None:
         if self._outputs:
-            _, late = await asyncio.wait(self._outputs, timeout=timeout_s)
-            for task in late:
-                _LOG.warning(
-                    "output was still coming stream=%s timeout_s=%s", task.get_name(), timeout_s
-                )
+            await asyncio.wait(self._outputs)
         await self.abort()
 
     async def abort(self) -> None:
         """Stop copying and close. Idempotent."""
         tasks = [*self._outputs, *([self._input] if self._input else [])]
+        if self._draining not in (None, asyncio.current_task()):
+            tasks.append(self._draining)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -189,10 +223,16 @@ async def _quietly(copy: Any, name: str) -> None:
         _LOG.debug("stream ended stream=%s error=%r", name, error)
 
 
-async def _copy_out(stream: Awaitable[socket.socket], fifo: int) -> None:
+async def _copy_out(stream: Awaitable[socket.socket], fifo: int, patience: _Patience) -> None:
     loop = asyncio.get_running_loop()
-    with await stream as sock:
-        while data := await loop.sock_recv(sock, _BUFFER_BYTES):
+    async with patience.waiting():
+        sock = await stream
+    with sock:
+        while True:
+            async with patience.waiting():
+                data = await loop.sock_recv(sock, _BUFFER_BYTES)
+            if not data:
+                return
             await _write(fifo, data)
 
 

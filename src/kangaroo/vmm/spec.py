@@ -23,6 +23,7 @@ KERNEL_PARAMETERS = (
     "cryptomgr.notests",  # self tests of ciphers, 1 s
     "no_timer_check",  # KVM's timers work; the check waits ten ticks
     "tsc=reliable",
+    "oops=panic",  # what goes on after one may hang; `panic=-1` ends QEMU, and so the sandbox
     "swiotlb=noforce",  # 64 MiB for devices that cannot reach all memory; virtio can
     "reboot=t",  # without ACPI's reset register a triple fault is the one way that always ends QEMU
 )
