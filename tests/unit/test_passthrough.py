@@ -193,6 +193,54 @@ def test_another_sandbox_of_the_pod_mounts_what_the_placeholder_records() -> Non
     assert world.state.volumes[0].volume_id == placed[0].volume_id
 
 
+def test_a_sandbox_has_the_volumes_before_any_container_and_the_node_keeps_them() -> None:
+    world = World(NFS)
+    asyncio.run(world.volumes.prepare())
+    assert world.done == ["guest mounts", "save []"]
+    assert [volume.source for volume in world.state.volumes] == ["nas:/csi"]
+    world.done.clear()
+    placed = world.place(VOLUME)
+    assert placed[0].volume_id == world.guest.mounts[0]["volume_id"]
+    assert "guest mounts" not in world.done
+    assert f"placeholder {VOLUME}" in world.done
+    assert [reason for reason, _ in world.told] == [Reason.IN_GUEST]
+
+
+def test_a_later_sandbox_has_what_the_placeholder_records_before_any_container() -> None:
+    world = World(NFS)
+    world.place(VOLUME)
+    world.new_sandbox("10.0.0.77")
+    world.done.clear()
+    asyncio.run(world.volumes.prepare())
+    assert world.done == ["guest mounts", "save []"]
+    world.place(VOLUME)
+    assert world.done == ["guest mounts", "save []", "save ['0:90']"]
+
+
+def test_a_volume_that_the_guest_cannot_mount_fails_the_sandbox() -> None:
+    world = World(NFS)
+    world.guest.failure = MountFailed("nas:/csi", "vers=4.1", "no route", errno=113)
+    with pytest.raises(MountFailed, match="no route"):
+        asyncio.run(world.volumes.prepare())
+    assert world.done == ["guest mounts"]
+
+
+def test_with_a_fallback_the_sandbox_is_without_it() -> None:
+    world = World(NFS, policy=PassthroughPolicy(enabled=True, fallback_virtiofs=True))
+    world.guest.failure = MountFailed("nas:/csi", "vers=4.1", "no route", errno=113)
+    asyncio.run(world.volumes.prepare())
+    world.guest.failure = None
+    assert world.place(VOLUME) == {}
+    assert world.done == ["guest mounts"]
+    assert [reason for reason, _ in world.told] == [Reason.FALLBACK]
+
+
+def test_nothing_is_prepared_for_a_pod_that_did_not_opt_in() -> None:
+    world = World(NFS, policy=PassthroughPolicy())
+    asyncio.run(world.volumes.prepare())
+    assert world.done == []
+
+
 def test_a_pod_that_did_not_opt_in_keeps_its_mount_on_the_node() -> None:
     world = World(NFS, policy=PassthroughPolicy())
     assert world.place(VOLUME, SUBPATH) == {}

@@ -45,7 +45,10 @@ _NFS_VOLUMES = "/proc/fs/nfsfs/volumes"
 _LOOK_AGAIN_S = 0.1
 _LOADED = "RPC: Registered "  # what the first mount's modules say, whatever becomes of the mount
 
-_ACCESS = "the server refuses this guest: the export may allow only the addresses of nodes"
+_ACCESS = (
+    "the server refuses this guest: the export may allow only the addresses of nodes, or only"
+    " privileged ports, which masquerading takes away"
+)
 _REACH = "the guest cannot reach the server: check its address, the pod's network and firewalls"
 _HINTS = {
     errno.EACCES: _ACCESS,

@@ -74,9 +74,24 @@ class Passthrough:
         self._mount_timeout_s = mount_timeout_s
         self._node = node
         self._tell = tell
-        self._mounted: set[str] = set()
+        self._options: dict[str, str] = {}  # of what the guest has mounted
         self._fallen_back: set[str] = set()
         self._lock = asyncio.Lock()
+
+    async def prepare(self) -> None:
+        """Mount the volumes of the pod in the guest, side by side; the node keeps what it has.
+
+        So one that the guest cannot mount fails the sandbox, which kubelet makes again until it
+        can: a container that fails to start is for some pods the end (restartPolicy). Raises as
+        `place`.
+        """
+        async with self._lock:
+            mounts = self._mounts()
+            attempts = [self._prepare(mounts, origin) for origin in mounts.volumes()]
+            outcomes = await asyncio.gather(*attempts, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def place(self, binds: Sequence[Bind]) -> dict[int, NasBind]:
         """The binds of one container that are NAS directories, by index, mounted in the guest by
@@ -88,7 +103,7 @@ class Passthrough:
         FailedPrecondition when a placeholder has lost its record.
         """
         async with self._lock:
-            mounts = PodMounts(str(self._pod.pod_directory), self._node.table())
+            mounts = self._mounts()
             origins = [(bind.index, mounts.origin(bind)) for bind in binds]
             volumes: dict[str, str | None] = {}
             placed = {}
@@ -105,12 +120,39 @@ class Passthrough:
                     placed[index] = NasBind(volume_id, origin.subpath, create=create)
             return placed
 
+    def _mounts(self) -> PodMounts:
+        return PodMounts(str(self._pod.pod_directory), self._node.table())
+
+    async def _prepare(self, mounts: PodMounts, origin: OnNode | OnPlaceholder) -> None:
+        record = (
+            await self._recorded(origin.volume)
+            if isinstance(origin, OnPlaceholder)
+            else await self._in_guest(mounts, origin.volume)
+        )
+        if record is not None:
+            self._save(self._state().with_volume(record))
+
     async def _mount(self, mounts: PodMounts, origin: OnNode | OnPlaceholder) -> str | None:
         if isinstance(origin, OnPlaceholder):
             return await self._from_placeholder(origin.volume)
         return await self._from_node(mounts, origin.volume)
 
     async def _from_node(self, mounts: PodMounts, volume: MountEntry) -> str | None:
+        record = await self._in_guest(mounts, volume)
+        if record is None:
+            return None
+        await self._take_from_node(mounts, volume, record)
+        self._tell(
+            Reason.IN_GUEST,
+            f"{record.source} is mounted in the guest, no longer on the node: "
+            f"{self._options[record.volume_id]}",
+        )
+        return record.volume_id
+
+    async def _in_guest(self, mounts: PodMounts, volume: MountEntry) -> VolumeState | None:
+        """The record of a volume that the node has, once the guest has it, too; None where it
+        travels by virtio-fs.
+        """
         if not self._policy.enabled or volume.mount_point in self._fallen_back:
             return None
         read_ahead_kib = self._node.read_ahead_kib(volume.device)
@@ -128,14 +170,7 @@ class Passthrough:
                 raise
             self._fall_back(volume, error)
             return None
-        record = volume_state(guest_mount.volume_id, volume, read_ahead_kib)
-        await self._take_from_node(mounts, volume, record)
-        self._tell(
-            Reason.IN_GUEST,
-            f"{guest_mount.source} is mounted in the guest, no longer on the node: "
-            f"{guest_mount.options}",
-        )
-        return guest_mount.volume_id
+        return volume_state(guest_mount.volume_id, volume, read_ahead_kib)
 
     def _fall_back(self, volume: MountEntry, error: MountFailed | Unsupported) -> None:
         """For as long as the sandbox lives: a later container that took the volume would leave the
@@ -146,7 +181,7 @@ class Passthrough:
         self._tell(Reason.FALLBACK, f"mounted on the node and shared by virtio-fs: {error}")
 
     async def _mount_in_guest(self, guest_mount: GuestMount, read_ahead_kib: int | None) -> None:
-        if guest_mount.volume_id in self._mounted:
+        if guest_mount.volume_id in self._options:
             return
         try:
             await self._agent.mount_nas(
@@ -160,7 +195,7 @@ class Passthrough:
             )
         except MountFailed as error:
             raise self._explain(guest_mount, error) from error
-        self._mounted.add(guest_mount.volume_id)
+        self._options[guest_mount.volume_id] = guest_mount.options
         _LOG.info(
             "NAS volume mounted in the guest volume=%s source=%s options=%s",
             guest_mount.volume_id,
@@ -208,12 +243,15 @@ class Passthrough:
         for known in self._state().placeholders:
             if known.path == path and known.device == placeholder.device:
                 return known.volume_id
-        # Another sandbox of this pod took the volume. Its guest is gone; ours mounts it anew.
-        recorded = self._node.read_record(path)
-        entry = mount_entry(recorded)
-        guest_mount = from_mount(entry, guest_addresses=self._pod.guest_addresses)
-        await self._mount_in_guest(guest_mount, recorded.read_ahead_kib)
-        record = dataclasses.replace(recorded, volume_id=guest_mount.volume_id)
+        record = await self._recorded(placeholder)
         standing = PlaceholderState(path, placeholder.device, record.volume_id)
         self._save(self._state().with_volume(record).with_placeholder(standing))
         return record.volume_id
+
+    async def _recorded(self, placeholder: MountEntry) -> VolumeState:
+        """The record of a volume that another sandbox of this pod took, once our guest has it."""
+        recorded = self._node.read_record(placeholder.mount_point)
+        entry = mount_entry(recorded)
+        guest_mount = from_mount(entry, guest_addresses=self._pod.guest_addresses)
+        await self._mount_in_guest(guest_mount, recorded.read_ahead_kib)
+        return dataclasses.replace(recorded, volume_id=guest_mount.volume_id)

@@ -96,6 +96,7 @@ class Sandbox:
         placement, policy = _plan(sandbox_id, spec, config)
         sysctls = oci.sysctls(spec)
         host = HostSide(placement, config)
+        events = PodEvents(placement.pod, config.events_kubeconfig)
         try:
             await host.start()
             agent = await _connect_agent(host)
@@ -105,14 +106,16 @@ class Sandbox:
                 await agent.configure_network(**_network_message(network))
             if network.sysctls or sysctls:
                 await _set_sysctls(agent, dict(network.sysctls), sysctls)
+            volumes = _passthrough(host, agent, policy, network, events)
+            await volumes.prepare()
         except BaseException:
             await host.release()
+            await events.flush()
             raise
         hub = host.hub
         assert hub is not None
         host.forward_ports(lambda port: port_forward.guest_port(agent, hub, port))
-        events = PodEvents(placement.pod, config.events_kubeconfig)
-        return cls(host, agent, _passthrough(host, agent, policy, network, events), events)
+        return cls(host, agent, volumes, events)
 
     async def create_container(
         self,

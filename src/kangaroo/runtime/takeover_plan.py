@@ -59,6 +59,19 @@ class PodMounts:
             )
         )
 
+    def volumes(self) -> tuple[OnNode | OnPlaceholder, ...]:
+        """The pod's NAS volumes, where they are."""
+        found: list[OnNode | OnPlaceholder] = []
+        for _, entry in self._volumes:
+            # What is mounted over is not there: a placeholder lies on the directory, not on NFS.
+            if mountinfo.at(entry.mount_point, self._entries) != entry:
+                continue
+            if is_nas(entry):
+                found.append(OnNode(entry, ""))
+            elif is_placeholder(entry):
+                found.append(OnPlaceholder(entry, ""))
+        return tuple(found)
+
     def origin(self, bind: Bind) -> Origin:
         """Where the source of `bind` comes from. Raises FailedPrecondition on a lost subPath."""
         entry = mountinfo.covering(bind.source, self._entries)
