@@ -17,6 +17,7 @@ import pytest
 
 from kangaroo.agent import requests
 from kangaroo.agent.network import batch
+from kangaroo.errors import Unsupported
 from kangaroo.linux import netns
 from kangaroo.net import apply
 from kangaroo.net.plan import plan
@@ -121,6 +122,15 @@ def read_frame(fd: int, wanted: bytes) -> None:
         if wanted in os.read(fd, 65536):
             return
     pytest.fail(f"no frame with {wanted!r} arrived")
+
+
+def test_a_qdisc_of_another_program_is_left_and_named(pod: str) -> None:
+    clsact = ("dev", "eth0", "clsact")
+    subprocess.run(["tc", "-n", POD, "qdisc", "add", *clsact], check=True, timeout=20)
+    with pytest.raises(Unsupported, match="qdisc clsact"):
+        apply.connect(pod)
+    assert "kangaroo0" not in ip("-n", POD, "link", "show")
+    subprocess.run(["tc", "-n", POD, "qdisc", "del", *clsact], check=True, timeout=20)
 
 
 def test_settings_of_the_pods_namespace_are_the_guests(pod: str) -> None:

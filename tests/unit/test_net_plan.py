@@ -287,3 +287,10 @@ def test_an_interface_with_only_an_ipv6_link_local_address_is_no_second_one() ->
 def test_an_unusable_interface_is_named(state: NamespaceState) -> None:
     with pytest.raises(FailedPrecondition, match="eth0"):
         plan(state)
+
+
+@pytest.mark.parametrize("change", [{"arp": False}, {"mac": "00:00:00:00:00:00"}])
+def test_an_interface_without_ethernet_is_refused(change: dict[str, Any]) -> None:
+    link = dataclasses.replace(VETH, **change)
+    with pytest.raises(Unsupported, match="eth0 is of layer 3 only"):
+        plan(dataclasses.replace(BRIDGE_CNI, links=(LOOPBACK, link)))

@@ -6,6 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 
+from kangaroo.errors import Unsupported
 from kangaroo.linux import netns, tap
 from kangaroo.net.model import NamespaceState
 from kangaroo.net.observe import observe
@@ -83,8 +84,14 @@ def _perform(ipr: IPRoute, operation: Operation) -> None:
 def _redirect(ipr: IPRoute, source: int, target: int) -> None:
     # Dropping the old ingress qdisc drops its filters: a half-made pair of an earlier try does not
     # linger.
-    if any(q["parent"] == _INGRESS + 0xFFF1 for q in ipr.get_qdiscs(index=source)):
-        ipr.tc("del", "ingress", source, 0xFFFF0000)
+    for qdisc in ipr.get_qdiscs(index=source):
+        if qdisc["parent"] == _INGRESS + 0xFFF1:
+            if (kind := qdisc.get_attr("TCA_KIND")) != "ingress":
+                raise Unsupported(
+                    f"the pod's interface has a qdisc {kind} on the node, of another program's",
+                    hint="a sandbox takes each frame of the interface itself",
+                )
+            ipr.tc("del", "ingress", source, 0xFFFF0000)
     ipr.tc("add", "ingress", source, 0xFFFF0000)
     ipr.tc(
         "add-filter",

@@ -16,6 +16,7 @@ class Link:
     kind: str | None
     up: bool = True
     loopback: bool = False
+    arp: bool = True
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from kangaroo.net.rtnetlink import IPRoute
 _PROC_SYS_NET = Path("/proc/sys/net")
 _IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
+_IFF_NOARP = 0x80
 _TABLE_MAIN = 254
 _TYPE_UNICAST = 1
 _NUD_PERMANENT = 0x80
@@ -47,6 +48,7 @@ def _link(message: Any) -> Link:
         mtu=int(message.get_attr("IFLA_MTU")),
         kind=info.get_attr("IFLA_INFO_KIND") if info else None,
         up=bool(flags & _IFF_UP),
+        arp=not flags & _IFF_NOARP,
         loopback=bool(flags & _IFF_LOOPBACK),
     )
 

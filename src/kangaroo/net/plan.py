@@ -127,8 +127,8 @@ class NetworkPlan:
 def plan(state: NamespaceState) -> NetworkPlan | None:
     """The plan for a pod's namespace, or None when it has no interface but loopback.
 
-    Raises Unsupported when there is more than one interface with addresses, FailedPrecondition when
-    the one there is has none or is down.
+    Raises Unsupported when there is more than one interface with addresses, or one that takes no
+    Ethernet frames; FailedPrecondition when the one there is has none or is down.
     """
     candidates = [link for link in state.links if not link.loopback and link.name != TAP_NAME]
     addressed = [link for link in candidates if _addresses(link, state)]
@@ -145,6 +145,11 @@ def plan(state: NamespaceState) -> NetworkPlan | None:
             hint="look at the CNI configuration of the node",
         )
     link = addressed[0]
+    if not link.arp or set(link.mac) <= set("0:"):
+        raise Unsupported(
+            f"the pod's interface {link.name} is of layer 3 only (netkit, ipvlan in mode l3)",
+            hint="set the CNI plugin to give pods interfaces with addresses of Ethernet",
+        )
     return NetworkPlan(tap=TAP_NAME, operations=_operations(link), guest=_guest(link, state))
 
 
