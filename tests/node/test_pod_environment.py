@@ -33,6 +33,7 @@ SYSCTLS = (
 )
 # A new network namespace has these of the node's.
 TCP = ("net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem", "net/ipv4/tcp_congestion_control")
+RNG = "/sys/class/misc/hw_random/rng_current"
 WINDOW = "4096\t131072\t5000000"
 OWN_SYSCTLS = {"net.ipv4.tcp_keepalive_time": "600", "kernel.shm_rmid_forced": "1"}
 
@@ -201,6 +202,13 @@ def test_a_pods_own_sysctls(space: pods.Space) -> None:
     files = " ".join(f"/proc/sys/{name.replace('.', '/')}" for name in OWN_SYSCTLS)
     found = space.say("main", f"cat {files}", container="user").split()
     assert found == [*OWN_SYSCTLS.values()]
+
+
+def test_the_machine_has_what_a_guest_needs_and_no_more(space: pods.Space) -> None:
+    assert space.say("main", f"cat {RNG}", container="root") == "virtio_rng.0"
+    flags = "grep -m 1 ^flags /proc/cpuinfo"
+    assert {"svm", "vmx"} & set(space.say("peer", flags).split())
+    assert not {"svm", "vmx"} & set(space.say("main", flags, container="root").split())
 
 
 def test_limits_are_those_of_the_node(space: pods.Space) -> None:
