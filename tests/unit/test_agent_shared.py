@@ -25,7 +25,8 @@ class Guest:
         self.done: list[tuple[str, str]] = []
         self.held_up: Future | None = None
         self.volumes = SharedVolumes(self)  # type: ignore[arg-type]
-        monkeypatch.setattr(os, "stat", lambda path: self.done.append(("look", path)))
+        monkeypatch.setattr(os, "open", lambda path, flags: self.done.append(("look", path)))
+        monkeypatch.setattr(os, "close", lambda _: None)
         monkeypatch.setattr(
             shared, "umount", lambda path, flags: self.done.append(("unmount", path))
         )

@@ -69,7 +69,11 @@ class SharedVolumes:
 
 def _look_into(paths: tuple[str, ...]) -> None:
     for path in paths:
-        os.stat(path)
+        try:
+            # stat(2) would mount nothing (fs/stat.c, vfs_fstatat), nor need this a right to enter.
+            os.close(os.open(path, os.O_PATH | os.O_DIRECTORY))
+        except NotADirectoryError:  # a file is of the tree's own file system
+            pass
 
 
 def _unmount(paths: tuple[str, ...]) -> None:
