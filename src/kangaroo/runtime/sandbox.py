@@ -87,11 +87,12 @@ class Sandbox:
         spec: Mapping[str, Any],
         config: RuntimeConfig,
     ) -> Sandbox:
-        """Start a sandbox for the pod of `spec`; its guest is configured when this returns.
+        """Start a sandbox for the pod of `spec`; its guest is configured, and has the pod's NAS
+        volumes, when this returns.
 
         On error, cancellation included, everything is torn down. Raises InvalidRequest
-        (annotations), Unsupported (what a sandbox refuses), FailedPrecondition (the node lacks
-        something), CommandFailed, DeadlineExceeded, Unavailable.
+        (annotations, sysctls), Unsupported (what a sandbox refuses), MountFailed,
+        FailedPrecondition (the node lacks something), CommandFailed, DeadlineExceeded, Unavailable.
         """
         placement, policy = _plan(sandbox_id, spec, config)
         sysctls = oci.sysctls(spec)

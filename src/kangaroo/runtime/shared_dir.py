@@ -274,13 +274,13 @@ async def _inode(source: str, *, remote: bool, timeout_s: float) -> _Inode:
     return _Inode(*inode, directory=stat.S_ISDIR(mode))
 
 
-def _detach_below(directory: Path) -> None:
-    """Detach every mount at or below `directory`, the deepest and the topmost first."""
-    prefix = str(directory)
+def _detach_below(*paths: Path) -> None:
+    """Detach every mount at or below `paths`, the deepest and the topmost first."""
+    prefixes = tuple(f"{path}/" for path in paths)
     points = [
         entry.mount_point
         for entry in mountinfo.read()
-        if entry.mount_point == prefix or entry.mount_point.startswith(prefix + "/")
+        if f"{entry.mount_point}/".startswith(prefixes)
     ]
     for point in sorted(points, key=len, reverse=True):
         try:
@@ -295,11 +295,11 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _take_away(paths: Sequence[Path]) -> None:
-    """Remove directories and mount points that we made. Never recursive: what is not empty stays,
-    with a warning.
+    """Detach what is mounted there, and remove the directories and mount points that we made. Never
+    recursive: what is not empty stays, with a warning.
     """
+    _detach_below(*paths)
     for path in paths:
-        _detach_below(path)
         for each in (path / "rootfs", path):
             try:
                 if each.is_dir():
