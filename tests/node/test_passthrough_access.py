@@ -25,6 +25,7 @@ pytestmark = pytest.mark.soak
 
 PODS = ("guest", "node")
 USER, GROUP, FS_GROUP, OTHER_GROUP, FOREIGN_GROUP = 1000, 1001, 2000, 3000, 4000
+HOST_PATH = "/var/lib/kangaroo-test-host"
 NOBODY = 65534
 READ_ONLY, DENIED, FORBIDDEN = (
     "Read-only file system",
@@ -222,9 +223,11 @@ def checked_pod(name: str, **rest: Any) -> pods.Document:
         {"name": "data", "mountPath": "/mount", "readOnly": True},
         {"name": "data", "mountPath": "/sub", "subPath": "below", "readOnly": True},
         {"name": "disk", "mountPath": "/disk-read", "readOnly": True},
+        {"name": "host", "mountPath": "/host-read", "readOnly": True},
     ]
     claims = {each: pods.claim(each) for each in (*names, "private")}
     claims["claim"]["persistentVolumeClaim"]["readOnly"] = True
+    host = {"name": "host", "hostPath": {"path": HOST_PATH, "type": "DirectoryOrCreate"}}
     user = {"runAsUser": USER, "runAsGroup": GROUP}
     admin = {"capabilities": {"add": ["SYS_ADMIN"]}}
     return pod(
@@ -233,7 +236,7 @@ def checked_pod(name: str, **rest: Any) -> pods.Document:
         container("root", mounts=mounts),
         container("admin", mounts=mounts, securityContext=admin),
         securityContext={"fsGroup": FS_GROUP, "supplementalGroups": [OTHER_GROUP]},
-        volumes=[*claims.values(), {"name": "disk", "emptyDir": {}}],
+        volumes=[*claims.values(), {"name": "disk", "emptyDir": {}}, host],
         **rest,
     )
 
@@ -241,6 +244,7 @@ def checked_pod(name: str, **rest: Any) -> pods.Document:
 @pytest.fixture(scope="module")
 def space(lab: Lab) -> Iterator[pods.Space]:
     with contextlib.ExitStack() as afterwards, pods.opened(lab, "access") as space:
+        afterwards.callback(space.node.exec, ["rm", "-rf", HOST_PATH])
         bases = [lab.nas.root / export / space.name for export in ("csi", "squashed")]
         for base in bases:
             afterwards.callback(shutil.rmtree, base)
@@ -266,7 +270,7 @@ def outcomes(
 @pytest.mark.parametrize("name", PODS)
 @pytest.mark.parametrize("who", ["root", "admin"])
 def test_writes_are_refused(space: pods.Space, name: str, who: str) -> None:
-    writes = {path: f"touch {path}/refused" for path in (*WAYS, "/disk-read")}
+    writes = {path: f"touch {path}/refused" for path in (*WAYS, "/disk-read", "/host-read")}
     assert outcomes(space, name, who, writes) == dict.fromkeys(writes, READ_ONLY)
     others = {path: f"touch {path}/accepted" for path in ("/data", "/disk")}
     assert outcomes(space, name, who, others) == dict.fromkeys(others, "ok")
@@ -312,9 +316,9 @@ def test_no_trick_makes_it_writable(space: pods.Space, name: str) -> None:
 
 def test_what_an_administrator_may_do(space: pods.Space) -> None:
     """CAP_SYS_ADMIN is the right to change a mount's flags: as with runc, but only in the guest.
-    What the node shares stays read-only, whatever the guest does.
+    What the node shares stays read-only, whatever the guest does, but for what is the pod's own.
     """
-    nas, shared = attempts(*WAYS), attempts("/disk-read")
+    nas, shared = attempts(*WAYS, "/disk-read"), attempts("/host-read")
     here = {name: outcomes(space, name, "admin", nas | shared) for name in PODS}
     for trick in nas | shared:
         print(f"{trick:40} guest: {here['guest'][trick]:40} node: {here['node'][trick]}")
@@ -337,8 +341,9 @@ def test_who_is_root_in_the_guest_cannot_change_the_tree_that_the_node_shares(
     space.apply(pod("insider", insider, volumes=[disk], shareProcessNamespace=True))
     waiting.ready(space, "insider")
     tree = f"/proc/1/root{SHARED_DIRECTORY}"
-    (own,) = space.say("insider", f"ls {tree}").split()
-    for place in (tree, f"{tree}/{own}", f"{tree}/{own}/mounts"):
+    own, volumes = space.say("insider", f"ls {tree}").split()
+    assert volumes == "volumes"
+    for place in (tree, f"{tree}/{own}", f"{tree}/{volumes}"):
         for plant in (f"ln -s /etc {place}/planted", f"mkdir {place}/made", f"touch {place}/file"):
             refused = space.run("insider", plant, check=False)
             assert READ_ONLY in refused.stderr, (plant, refused)
