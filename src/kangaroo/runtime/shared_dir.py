@@ -2,7 +2,8 @@
 mounts.
 
 A volume that several containers of the pod have is bound once: each bind is a file system of its
-own in the guest, and what lies in two has no sockets, pipes, locks or pages in common.
+own in the guest, and what lies in two has no sockets, pipes, locks or pages in common
+(docs/decisions/0027-one-bind-of-a-volume.md).
 
 The directory is a shared mount, so what is mounted in it later appears in virtiofsd's own mount
 namespace, which is a slave of it. Volumes are bound recursively and made slaves of where they come
