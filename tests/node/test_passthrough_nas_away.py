@@ -215,7 +215,7 @@ def test_no_record_was_lost_or_doubled(space: pods.Space, first: dict[str, str])
     for version in VERSIONS:
         wait = "until [ -s /data/written ]; do sleep 1; done; cat /data/written"
         count = int(space.say("writers", wait, container=version))
-        assert count > 10
+        assert count >= 4, "two before the outage and two after it, at the least"
         for kind in KINDS:
             assert (directory(space.lab, "writers", version) / kind).read_bytes() == records(count)
     assert node_can_lock(space, "writers")
