@@ -95,7 +95,9 @@ class AgentClient:
         """Set kernel settings of the guest; which of them its kernel refused, and why."""
         answer = await self._call(Method.SET_SYSCTLS, sysctls=dict(sysctls))
         refused = answer.get("refused")
-        return {str(name): str(why)[:200] for name, why in dict(refused or {}).items()}
+        if not isinstance(refused, dict):
+            raise _malformed("refused", refused)
+        return {name: str(why)[:_TEXT_LIMIT] for name, why in refused.items() if name in sysctls}
 
     async def read_clock(self) -> int:
         """The guest's wall clock, nanoseconds since the epoch."""

@@ -350,7 +350,7 @@ async def _set_sysctls(agent: AgentClient, nodes: dict[str, str], pods: dict[str
     for name, why in (await agent.set_sysctls(nodes | pods)).items():
         if name in pods:
             raise InvalidRequest(f"sysctl {name}", f"the guest refuses {pods[name]!r}: {why}")
-        _LOG.warning("guest has not the node's sysctl %s=%s: %s", name, nodes.get(name), why)
+        _LOG.warning("guest has not the node's sysctl %s=%s: %s", name, nodes[name], why)
 
 
 async def _take_back(agent: AgentClient, container_id: str) -> None:
