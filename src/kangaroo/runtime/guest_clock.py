@@ -51,11 +51,10 @@ async def _adjust(agent: AgentClient, interval_s: int, *, begins: bool) -> None:
     offset_ns, wrong_by_ns = await _offset(agent)
     if not begins:
         offset_ns = _certain(offset_ns, wrong_by_ns)
-    if offset_ns:
-        step = begins or abs(offset_ns) > SLEW_LIMIT_NS
-        await agent.adjust_clock(offset_ns=offset_ns, interval_s=0 if step else interval_s)
-        if step:
-            _LOG.info("guest's clock is set offset_ns=%d", offset_ns)
+    step = begins or abs(offset_ns) > SLEW_LIMIT_NS
+    await agent.adjust_clock(offset_ns=offset_ns, interval_s=0 if step else interval_s)
+    if step:
+        _LOG.info("guest's clock is set offset_ns=%d", offset_ns)
 
 
 def _certain(offset_ns: int, wrong_by_ns: int) -> int:
