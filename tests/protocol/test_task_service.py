@@ -424,14 +424,8 @@ def test_output_waits_for_a_slow_reader_and_is_not_lost(tmp_path: Path) -> None:
         far = c.shim.sandbox.hub.issued[-1].guest_end("stdout")
         sent = os.urandom(1 << 20)
         sending = asyncio.create_task(asyncio.to_thread(_send_and_close, far, sent))
-        received = bytearray()
-        while len(received) < len(sent):
-            try:
-                received += os.read(READERS[0], 4096)
-            except BlockingIOError:
-                await asyncio.sleep(0)
+        assert await _slowly_read(len(sent)) == sent
         await sending
-        assert bytes(received) == sent
 
     play(tmp_path, scenario)
 
@@ -451,14 +445,8 @@ def test_an_exit_does_not_wait_for_a_slow_reader_and_nothing_is_lost(
         c.shim.sandbox.guest.exit("app")
         assert await c.wait("app") == 0
         await asyncio.sleep(1)
-        received = bytearray()
-        while len(received) < len(sent):
-            try:
-                received += os.read(READERS[0], 65536)
-            except BlockingIOError:
-                await asyncio.sleep(0)
+        assert await _slowly_read(len(sent)) == sent
         await sending
-        assert bytes(received) == sent
         await c.delete("app")
         assert os.read(READERS[0], 1) == b""
 
@@ -490,6 +478,16 @@ def test_whoever_keeps_output_back_keeps_no_container(
 def _send(sock: socket.socket, data: bytes) -> None:
     with contextlib.suppress(ConnectionError):  # as far as somebody takes it
         sock.sendall(data)
+
+
+async def _slowly_read(count: int) -> bytes:
+    received = bytearray()
+    while len(received) < count:
+        try:
+            received += os.read(READERS[0], 4096)
+        except BlockingIOError:
+            await asyncio.sleep(0)
+    return bytes(received)
 
 
 def _send_and_close(sock: socket.socket, data: bytes) -> None:
