@@ -437,13 +437,8 @@ def test_an_exit_does_not_wait_for_a_slow_reader_and_nothing_is_lost(
     monkeypatch.setattr(process_watch, "_DRAIN_TIMEOUT_S", 0.3)
 
     async def scenario(c: Containerd) -> None:
-        await c.run(POD, "sandbox")
-        await c.run("app", stdout=_fifo_with_reader(c, "out"))
-        far = c.shim.sandbox.hub.issued[-1].guest_end("stdout")
         sent = os.urandom(400_000)
-        sending = asyncio.create_task(asyncio.to_thread(_send_and_close, far, sent))
-        c.shim.sandbox.guest.exit("app")
-        assert await c.wait("app") == 0
+        sending = await _ended_while_it_sends(c, _send_and_close, sent)
         await asyncio.sleep(1)
         assert await _slowly_read(len(sent)) == sent
         await sending
@@ -461,18 +456,26 @@ def test_whoever_keeps_output_back_keeps_no_container(
     monkeypatch.setattr(process_watch, "_DRAIN_TIMEOUT_S", 0.3)
 
     async def scenario(c: Containerd) -> None:
-        await c.run(POD, "sandbox")
-        await c.run("app", stdout=_fifo_with_reader(c, "out"))
-        far = c.shim.sandbox.hub.issued[-1].guest_end("stdout")
-        sending = asyncio.create_task(asyncio.to_thread(_send, far, bytes(bytes_sent)))
-        c.shim.sandbox.guest.exit("app")
-        assert await c.wait("app") == 0
+        sending = await _ended_while_it_sends(c, _send, bytes(bytes_sent))
         assert (await c.delete("app")).exit_status == 0
         await sending
         while os.read(READERS[0], 1 << 20):  # until its end: the shim has closed
             pass
 
     play(tmp_path, scenario)
+
+
+async def _ended_while_it_sends(
+    c: Containerd, send: Callable[[socket.socket, bytes], None], data: bytes
+) -> asyncio.Task[None]:
+    """A container whose exit is told; the sending of what it wrote goes on."""
+    await c.run(POD, "sandbox")
+    await c.run("app", stdout=_fifo_with_reader(c, "out"))
+    far = c.shim.sandbox.hub.issued[-1].guest_end("stdout")
+    sending = asyncio.create_task(asyncio.to_thread(send, far, data))
+    c.shim.sandbox.guest.exit("app")
+    assert await c.wait("app") == 0
+    return sending
 
 
 def _send(sock: socket.socket, data: bytes) -> None:

@@ -29,6 +29,7 @@ from kangaroo.linux import bind, mount, mountinfo, python_child
 from kangaroo.linux.mount import MountFlag, UmountFlag
 from kangaroo.linux.process import run
 from kangaroo.runtime.oci import SharedBind
+from kangaroo.wire.agent_protocol import VOLUMES_NAME
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,7 +53,6 @@ _FLAGS = {
 _GUESTS_FLAGS = ("nosuid", "nodev", "noexec")
 _LOWER = "lowerdir="
 _IGNORED = {"rw", "defaults", "suid", "dev", "exec", "atime"}
-_VOLUMES = "volumes"
 # Where kubelet puts one directory of several emptyDirs, and one bind of it for each container that
 # has a subPath of a volume.
 _EMPTY_DIRS, _SUB_PATHS = "/kubernetes.io~empty-dir/", "/volume-subpaths/"
@@ -146,7 +146,7 @@ class SharedDirectory:
             volume = self._volumes.get(key)
             if volume is None:
                 number = next(self._numbers)
-                target = self.root / _VOLUMES / str(number)
+                target = self.root / VOLUMES_NAME / str(number)
                 try:
                     await _bind(
                         *(source, target, inode),
@@ -170,13 +170,13 @@ class SharedDirectory:
             volume.containers.discard(container_id)
             if not volume.containers:
                 del self._volumes[key]
-                over.append(self.root / _VOLUMES / str(volume.bind.number))
+                over.append(self.root / VOLUMES_NAME / str(volume.bind.number))
         await asyncio.to_thread(_take_away, over)
 
     def destroy(self) -> None:
         """Take everything away, the shared mount included."""
         with contextlib.suppress(FileNotFoundError):
-            volumes = self.root / _VOLUMES
+            volumes = self.root / VOLUMES_NAME
             _take_away([*_entries(volumes), *_entries(self.root)])
         _detach_below(self.root)
         try:

@@ -17,7 +17,8 @@ TOKEN_HEX_DIGITS = 32
 
 VIRTIOFS_TAG = "kangaroo"
 SHARED_DIRECTORY = "/run/kangaroo/shared"
-SHARED_VOLUMES = f"{SHARED_DIRECTORY}/volumes"
+VOLUMES_NAME = "volumes"  # within it
+SHARED_VOLUMES = f"{SHARED_DIRECTORY}/{VOLUMES_NAME}"
 NAS_DIRECTORY = "/run/kangaroo/nas"
 PORT_KEY = "kangaroo.port"
 DEBUG_KEY = "kangaroo.debug"
